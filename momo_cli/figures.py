@@ -118,6 +118,30 @@ def expected_best(values: np.ndarray, k: int) -> np.ndarray:
     return (v * (left[:-1] ** k - left[1:] ** k)).sum(axis=-1)
 
 
+def next_lrs(lrs: Sequence[float], best_lr: float, decades: float = 1.0) -> list[float]:
+    """The learning rates to run next where the best is at an end of its grid: on past that end, ``decades`` further.
+
+    They have the grid's own spacing (the median of its steps in log10 η; half a decade for a grid of one, which goes
+    on both ways) and are rounded to four digits. Empty where the best has a neighbour on either side.
+
+    >>> next_lrs([0.1, 1.0, 10.0], best_lr=10.0, decades=2)
+    [100.0, 1000.0]
+    >>> next_lrs([0.1, 0.3162, 1.0], best_lr=0.1)
+    [0.01, 0.03162]
+    >>> next_lrs([0.1, 1.0, 10.0], best_lr=1.0)
+    []
+    >>> next_lrs([1.0], best_lr=1.0)
+    [0.1, 0.3162, 3.162, 10.0]
+    """
+    grid = sorted(lrs)
+    x = np.log10(grid)
+    step = max(round(float(np.median(np.diff(x))), 3), 0.001) if len(grid) > 1 else 0.5
+    count = max(1, math.floor(decades / step + 0.01))
+    further = [x[0] - i * step for i in range(count, 0, -1)] if best_lr == grid[0] else []
+    further += [x[-1] + i * step for i in range(1, count + 1)] if best_lr == grid[-1] else []
+    return [float(f"{10**value:.4g}") for value in further]
+
+
 def ratio(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
     """``a / b``: infinite over zero, NaN for zero over zero.
 

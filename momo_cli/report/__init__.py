@@ -22,6 +22,8 @@ class Report:
         recommendation: From :func:`momo_cli.recommendation.recommend`, where one was asked for.
         settings: How the runs were trained, name to value.
         lines: Notes to show with it (what was reused, what an import did).
+        command: The command line that adds runs to this study, without ``-o`` and ``--lrs`` (as
+            ``momo sweep task.py --epochs 5``); None where it can't be run again, as for an imported table.
         default_lrs: Each optimizer's own default learning rate, by label.
     """
 
@@ -34,4 +36,5 @@ class Report:
     recommendation: dict[str, Any] | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     lines: list[str] = dataclasses.field(default_factory=list)
+    command: str | None = None
     default_lrs: dict[str, float] = dataclasses.field(default_factory=dict)
