@@ -151,6 +151,19 @@ def at_edge(entries: Sequence[dict[str, Any]], command: str | None) -> str:
     return f"{sentence} Try {formats.names(lrs)} next."
 
 
+def open_range(entry: dict[str, Any]) -> str:
+    """A good range that runs off the grid, where the best value itself is bracketed."""
+    width = entry["good_range"]
+    ends = [end for end, is_open in (("lower", width["open_low"]), ("upper", width["open_high"])) if is_open]
+    if not ends or entry["best_at_edge"]:
+        return ""
+    many = "ends" if len(ends) > 1 else "end"
+    return (
+        f"The good range of {entry['optimizer']} runs off the {formats.names(ends)} {many} of its grid, so its middle isn't "
+        "known: widen --lrs to see where it ends."
+    )
+
+
 def spans(entries: Sequence[dict[str, Any]]) -> str:
     """The grids span different numbers of decades."""
     widths = {}

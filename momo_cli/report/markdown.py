@@ -1,0 +1,95 @@
+"""The report as Markdown, to be pasted into an issue or a pull request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from momo_cli.report import Report, formats, sentences, tables
+
+
+def render(report: Report) -> str:
+    """The sentence, the tables, what follows and what is doubtful."""
+    direction = "larger" if report.maximize else "smaller"
+    start = formats.number(report.analysis["initial"])
+    strip = tables.strip(report)
+    parts = [
+        f"## {text(report.task)}: learning rates",
+        f"Final {text(report.objective)} ({direction} is better, {start} before training). **Bold**: best; ✗: diverged.",
+        _strip(report, strip),
+        _figures(strip.optimizers, tables.long_figures(report)),
+    ]
+    if report.recommendation is not None:
+        parts += recommendation(report.recommendation)
+    parts += [text(line) for line in sentences.conclusions(report)]
+    warned = [] if report.recommendation is None else report.recommendation["warnings"]
+    parts += [f"> **Warning:** {_quoted(line)}" for line in sentences.warnings(report) if line not in warned]
+    if report.settings:
+        parts.append("Settings: " + ", ".join(f"`{_code(f'{key}={value}')}`" for key, value in report.settings.items()))
+    parts += [text(line) for line in report.lines]
+    return "\n\n".join(parts) + "\n"
+
+
+def recommendation(advice: dict) -> list[str]:
+    """What to use, the code, why, and what is doubtful."""
+    return [
+        f"**Use {text(advice['optimizer'])} with a learning rate of {formats.number(advice['lr'], 4)}.**",
+        f"```python\n{advice['code'].replace('```', '')}\n```",
+        *(text(line) for line in advice["because"]),
+        *(f"> **Warning:** {_quoted(line)}" for line in advice["warnings"]),
+    ]
+
+
+def text(words: object) -> str:
+    """Text that Markdown leaves as it is, on one line.
+
+    >>> text("a|b <b> *c*")
+    'a\\\\|b &lt;b&gt; \\\\*c\\\\*'
+    """
+    line = " ".join(str(words).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", line)
+
+
+def _code(words: str) -> str:
+    return " ".join(words.split()).replace("`", "'").replace("|", "\\|")
+
+
+def _quoted(line: str) -> str:
+    """A warning, its command as code."""
+    said, _, command = line.removesuffix("`").partition("`") if line.endswith("`") else (line, "", "")
+    return text(said) + (f" `{_code(command)}`" if command else "")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _strip(report: Report, strip: tables.Strip) -> str:
+    """Rows are learning rates where the optimizers' grids differ so much that the columns would be mostly empty."""
+    places = formats.decimals(tables.best_of_all(report), report.analysis["initial"])
+
+    def cell(name: str, column: float) -> str:
+        found = strip.cells.get((name, column))
+        if found is None:
+            return ""
+        if found.level == "diverged":
+            return "✗"
+        value = formats.fixed(found.value, places)
+        return (f"**{value}**" if found.best else value) + ("✗" if found.diverged else "")
+
+    if len(strip.columns) > 12:
+        rows = [[strip.title(c), *(cell(name, c) for name in strip.optimizers)] for c in strip.columns]
+        return _table(["LR", *map(text, strip.optimizers)], rows)
+    rows = [[text(name), *(cell(name, c) for c in strip.columns)] for name in strip.optimizers]
+    return _table(["LR", *map(strip.title, strip.columns)], rows)
+
+
+def _figures(optimizers: Sequence[str], columns: Sequence[tables.Column]) -> str:
+    def cell(column: tables.Column, i: int) -> str:
+        value = f"**{column.texts[i]}**" if column.best[i] else column.texts[i]
+        return f"{value} ({column.intervals[i]})" if column.intervals[i] else value
+
+    rows = [[text(name), *(cell(column, i) for column in columns)] for i, name in enumerate(optimizers)]
+    return _table(["", *(column.title for column in columns)], rows)
