@@ -10,27 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from momo_cli import figures
+from momo_cli.errors import UserError
+from momo_cli.plan.optimizers import KNOWN, OptimizerSpec
 from momo_cli.report import Report, formats, sentences
 from momo_cli.runs import Run
-
-#: What a short name stands for: module, class, and the arguments that the name implies.
-CLASSES = {
-    "momo": ("momo", "Momo", ""),
-    "momo-adam": ("momo", "MomoAdam", ""),
-    "momo-star": ("momo", "Momo", "use_fstar=True"),
-    "momo-adam-star": ("momo", "MomoAdam", "use_fstar=True"),
-    "momo-muon": ("momo", "MomoMuon", ""),
-    "sgd": ("torch.optim", "SGD", ""),
-    "sgd-m": ("torch.optim", "SGD", "momentum=0.9, dampening=0.9"),
-    "sgd-nesterov": ("torch.optim", "SGD", "momentum=0.9, nesterov=True"),
-    **{
-        name.lower(): ("torch.optim", name, "")
-        for name in (
-            "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "LBFGS", "Muon",
-            "NAdam", "RAdam", "RMSprop", "Rprop", "SparseAdam",
-        )
-    },
-}  # fmt: skip
 
 
 def recommend(
@@ -151,10 +134,10 @@ def _because(report: Report, chosen: dict, lr: float, expected: float, best: dic
         ends = f"{show(width['low'], 2)} to {show(width['high'], 2)}"
         lines.append(
             f"{show(lr, 4)} is the tried learning rate nearest the middle of its good range, {ends} "
-            f"({tables_decades(chosen)}); it gives {show(expected, 4)}, the best one, {show(chosen['best_lr'], 4)}, gives {show(chosen['best'], 4)}."
+            f"({wide(chosen)}); it gives {show(expected, 4)}, the best one, {show(chosen['best_lr'], 4)}, gives {show(chosen['best'], 4)}."
             if lr != chosen["best_lr"]
-            else f"{show(lr, 4)} is its best learning rate and in the middle of its good range, {ends} "
-            f"({tables_decades(chosen)}); it gives {show(expected, 4)}."
+            else f"{show(lr, 4)} is its best learning rate and the nearest the middle of its good range, {ends} "
+            f"({wide(chosen)}); it gives {show(expected, 4)}."
         )
     if figures.is_momo(name):
         lines += [
@@ -171,7 +154,7 @@ def _because(report: Report, chosen: dict, lr: float, expected: float, best: dic
     return lines
 
 
-def tables_decades(entry: dict[str, Any]) -> str:
+def wide(entry: dict[str, Any]) -> str:
     """A good range's width in words."""
     width = entry["good_range"]
     return f"{'at least ' if width['open_low'] or width['open_high'] else ''}{width['decades']:.1f} decades"
@@ -183,10 +166,10 @@ def _warnings(report: Report, chosen: dict[str, Any]) -> list[str]:
     found = [
         sentences.one_seed(own, report.command),
         sentences.at_edge([chosen], report.command),
-        sentences.open_range(chosen),
-        sentences.spans(entries),
+        sentences.open_range(chosen, report.command),
+        sentences.spans(entries, report.command),
         sentences.failed(entries, report.runs),
-        sentences.lost(entries),
+        sentences.lost(entries, report.command),
         sentences.nothing_learned(report),
         sentences.unknown_initial(report.runs, report.analysis["initial"]),
         lower_bound_advice(report.runs, chosen["optimizer"]),
@@ -285,21 +268,19 @@ def code(optimizer: str, lr: float, comment: str = "") -> str:
     >>> print(code("mine", 1.0))
     lr = 1.0  # of mine
     """
-    name, _, arguments = optimizer.strip().partition("(")
-    arguments = arguments.strip().removesuffix(")").strip()
-    name = name.strip()
-    if ":" in name:
-        module, _, cls = name.partition(":")
-        implied = ""
-    elif name in CLASSES:
-        module, cls, implied = CLASSES[name]
-    else:
+    try:
+        spec = OptimizerSpec.parse(optimizer)
+        known = KNOWN.get(spec.name)
+        path = known.path if known else spec.name
+        if ":" not in path:
+            path = f"torch.optim:{spec.load()[0].__name__}"
+    except UserError:  # a name of an imported table
         return f"lr = {formats.exact(lr)}  # of {' '.join(optimizer.split())}"
-    given = {part.split("=")[0].strip() for part in re.split(r",(?![^()\[\]]*[)\]])", arguments)}
-    implied = ", ".join(part for part in implied.split(", ") if part.split("=")[0] not in given)
-    options = ", ".join(part for part in (implied, arguments) if part)
-    call = f"{module}.{cls}(model.parameters(), lr={formats.exact(lr)}{', ' + options if options else ''})"
-    lines = [f"import {module.split('.')[0] if module == 'torch.optim' else module}", f"optimizer = {call}"]
+    module, _, cls = path.partition(":")
+    options = dict(known.arguments if known else ()) | dict(spec.arguments)
+    arguments = "".join(f", {key}={value!r}" for key, value in options.items())
+    lines = ["import torch" if module == "torch.optim" else f"import {module}"]
+    lines.append(f"optimizer = {module}.{cls}(model.parameters(), lr={formats.exact(lr)}{arguments})")
     if comment:
         lines[1] += f"  # {comment}"
     if figures.is_momo(optimizer):

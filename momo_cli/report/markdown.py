@@ -10,12 +10,10 @@ from momo_cli.report import Report, formats, sentences, tables
 
 def render(report: Report) -> str:
     """The sentence, the tables, what follows and what is doubtful."""
-    direction = "larger" if report.maximize else "smaller"
-    start = formats.number(report.analysis["initial"])
     strip = tables.strip(report)
     parts = [
         f"## {text(report.task)}: learning rates",
-        f"Final {text(report.objective)} ({direction} is better, {start} before training). **Bold**: best; ✗: diverged.",
+        f"{text(sentences.heading(report))}. **Bold**: best; ✗: diverged.",
         _strip(report, strip),
         _figures(strip.optimizers, tables.long_figures(report)),
     ]

@@ -24,6 +24,25 @@ def seeds_of(runs: Sequence[Run], optimizer: str | None = None) -> int:
     return min(map(len, seeds.values()), default=0)
 
 
+def heading(report: Report) -> str:
+    """What the values are, and where they began.
+
+    >>> heading(Report("task.py", "", "accuracy", True, [], {"initial": 0.1}))
+    'task.py: final accuracy (larger is better, worst 0.1)'
+    """
+    direction = "larger" if report.maximize else "smaller"
+    initial = formats.number(report.analysis["initial"])
+    start = f"{initial} before training" if knows_initial(report.runs) else f"worst {initial}"
+    seeds = seeds_of(report.runs)
+    over = f", {formats.count(seeds, 'seed')}" if seeds else ""
+    return f"{report.task}: final {report.objective} ({direction} is better, {start}){over}"
+
+
+def knows_initial(runs: Sequence[Run]) -> bool:
+    """Whether some run knows its value before training."""
+    return any(figures.is_finite(run.initial) for run in runs if figures.counts(run))
+
+
 # ------------------------------------------------------------------------------------------------------ conclusions
 
 
@@ -88,7 +107,7 @@ def comparison(report: Report, pair: dict[str, Any]) -> str:
         ends = (1 / above if above else None, 1 / low if low > 0 else None) if less else (low, high)
         spread = f" (95 % interval {formats.interval(*ends, 2)})"
     elif not known:
-        spread = ", by one seed alone"
+        spread = " (one seed)"
     if formats.number(times, 2) == "1":
         return f"{a} and {b} are equally sensitive to the learning rate{spread}."
     word = "less" if less else "more"
@@ -98,18 +117,18 @@ def comparison(report: Report, pair: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------- warnings
 
 
-def warnings(report: Report, thin: bool = True) -> list[str]:
-    """What makes the figures doubtful, over all the optimizers of a report.
-
-    Args:
-        report: What is shown.
-        thin: Whether a single seed is worth a warning.
-    """
-    entries, runs = report.analysis["optimizers"], report.runs
-    found = [at_edge(entries, report.command), spans(entries), lost(entries), failed(entries, runs), nothing_learned(report)]
-    if thin:
-        found += [one_seed(runs, report.command)]
-    found += [unknown_initial(runs, report.analysis["initial"])]
+def warnings(report: Report) -> list[str]:
+    """What makes the figures doubtful, over all the optimizers of a report."""
+    entries, runs, command = report.analysis["optimizers"], report.runs, report.command
+    found = [
+        at_edge(entries, command),
+        spans(entries, command),
+        lost(entries, command),
+        failed(entries, runs),
+        nothing_learned(report),
+        one_seed(runs, command),
+        unknown_initial(runs, report.analysis["initial"]),
+    ]
     return [line for line in found if line]
 
 
@@ -151,7 +170,7 @@ def at_edge(entries: Sequence[dict[str, Any]], command: str | None) -> str:
     return f"{sentence} Try {formats.names(lrs)} next."
 
 
-def open_range(entry: dict[str, Any]) -> str:
+def open_range(entry: dict[str, Any], command: str | None) -> str:
     """A good range that runs off the grid, where the best value itself is bracketed."""
     width = entry["good_range"]
     ends = [end for end, is_open in (("lower", width["open_low"]), ("upper", width["open_high"])) if is_open]
@@ -160,11 +179,11 @@ def open_range(entry: dict[str, Any]) -> str:
     many = "ends" if len(ends) > 1 else "end"
     return (
         f"The good range of {entry['optimizer']} runs off the {formats.names(ends)} {many} of its grid, so its middle isn't "
-        "known: widen --lrs to see where it ends."
+        "known" + (": widen --lrs to see where it ends." if command else ".")
     )
 
 
-def spans(entries: Sequence[dict[str, Any]]) -> str:
+def spans(entries: Sequence[dict[str, Any]], command: str | None) -> str:
     """The grids span different numbers of decades."""
     widths = {}
     for entry in entries:
@@ -176,18 +195,18 @@ def spans(entries: Sequence[dict[str, Any]]) -> str:
     parts = [f"{name} {width:.1f}" for name, width in widths.items()]
     return (
         f"The grids span different numbers of decades ({formats.names(parts)}): sensitivities and regrets over "
-        "them are not comparable. Give every optimizer as many decades with --lrs, or leave --lrs out."
+        "them are not comparable." + (" Give every optimizer as many decades with --lrs, or leave --lrs out." if command else "")
     )
 
 
-def lost(entries: Sequence[dict[str, Any]]) -> str:
+def lost(entries: Sequence[dict[str, Any]], command: str | None) -> str:
     """Optimizers all of whose runs diverged."""
     names = [e["optimizer"] for e in entries if e["best"] is None and e["diverged"]]
     if not names:
         return ""
     return (
-        f"Every run of {formats.names(names)} diverged, so there is no best learning rate and no sensitivity. "
-        "Try smaller learning rates with --lrs."
+        f"Every run of {formats.names(names)} diverged, so there is no best learning rate and no sensitivity."
+        + (" Try smaller learning rates with --lrs." if command else "")
     )
 
 
@@ -217,7 +236,7 @@ def nothing_learned(report: Report) -> str:
     best = best_entry(report)
     if best is None or best["best"] != report.analysis["initial"] or len(report.runs) < 2:
         return ""
-    if not any(figures.is_finite(run.initial) for run in report.runs):
+    if not knows_initial(report.runs):
         return ""
     return (
         f"No run ended with a better {report.objective} than it began with "
@@ -227,7 +246,7 @@ def nothing_learned(report: Report) -> str:
 
 def unknown_initial(runs: Sequence[Run], initial: float | None) -> str:
     """No run knows its ℓ0."""
-    if initial is None or any(figures.is_finite(run.initial) for run in runs if figures.counts(run)):
+    if initial is None or knows_initial(runs):
         return ""
     return (
         f"The value before training isn't known, so the worst value of any run ({formats.number(initial)}) stands for it; "

@@ -30,7 +30,7 @@ STYLES = {
 
 def print_sweep(report: Report, console: Console) -> None:
     """A row for each optimizer, a column for each learning rate, then what follows from them."""
-    _say(console, _heading(report), style="bold")
+    _say(console, sentences.heading(report), style="bold")
     strip = tables.strip(report)
     columns = tables.short_figures(report)
     widest = _strip_table(console, report, strip, strip.optimizers, columns)
@@ -45,7 +45,7 @@ def print_sweep(report: Report, console: Console) -> None:
 
 def print_compare(report: Report, console: Console) -> None:
     """The strips aligned on each optimizer's default learning rate, the figures side by side, and what follows."""
-    _say(console, _heading(report), style="bold")
+    _say(console, sentences.heading(report), style="bold")
     strip = tables.strip(report, relative=True)
     if strip.relative:
         defaults = [f"{name} {formats.number(report.default_lrs[name])}" for name in strip.optimizers]
@@ -77,14 +77,6 @@ def print_recommendation(report: Report, console: Console) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
-
-
-def _heading(report: Report) -> str:
-    direction = "larger" if report.maximize else "smaller"
-    seeds = sentences.seeds_of(report.runs)
-    over = f", {formats.count(seeds, 'seed')}" if seeds else ""
-    start = formats.number(report.analysis["initial"])
-    return f"{report.task}: final {report.objective} ({direction} is better, {start} before training){over}"
 
 
 def _safe(console: Console, text: str) -> str:

@@ -1,0 +1,130 @@
+"""The report as one HTML file to send on: no network, no scripts, the plots inside it, all user text escaped."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from html import escape
+
+from momo_cli.errors import UserError
+from momo_cli.report import Report, formats, plot, sentences, tables
+
+CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
+h1 { font-size: 1.4rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin-top: 2rem }
+.lead { font-size: 1.1rem } .note { color: #555 } .warning { border-left: 4px solid #d55e00; padding-left: .7rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .55rem; text-align: right; white-space: nowrap } th:first-child, td:first-child { text-align: left }
+thead th { border-bottom: 1px solid #888; font-weight: 600 } .b { font-weight: 700 } .i { color: #555; font-size: .85em }
+.best { background: #41ab5d } .good { background: #a1d99b } .fair { background: #fee08b } .poor { background: #fdae61 } .diverged { background: #f4a5a0 }
+pre { background: #f4f4f4; padding: .7rem; overflow-x: auto } img { max-width: 100%; height: auto }
+"""
+
+PICTURES = {
+    "lr": "Final value against learning rate",
+    "curves": "Training loss over the steps",
+    "steps": "Step size against its cap",
+}
+
+
+def render(report: Report) -> str:
+    """The sentence, the tables, the plots, the settings and the versions, as one file.
+
+    Raises:
+        UserError: matplotlib isn't installed.
+    """
+    plot.check()
+    strip = tables.strip(report)
+    said = sentences.conclusions(report)
+    advice = report.recommendation
+    if advice is not None:
+        lead = f"Use {advice['optimizer']} with a learning rate of {formats.number(advice['lr'], 4)}."
+    else:
+        lead, said = (said[0], said[1:]) if said else ("No run ended with a finite value.", [])
+    parts = [f"<h1>{escape(report.task)}</h1>", _paragraph(sentences.heading(report), "note"), _paragraph(lead, "lead b")]
+    if advice is not None:
+        parts += [f"<pre>{escape(advice['code'])}</pre>", *map(_paragraph, advice["because"])]
+    parts += [_paragraph(line) for line in said if advice is None or line not in advice["because"]]
+    warnings = list(advice["warnings"]) if advice is not None else []
+    warnings += [line for line in sentences.warnings(report) if line not in warnings]
+    parts += [_paragraph(f"Warning: {line}", "warning") for line in warnings]
+    parts += ["<h2>Learning rates</h2>", _strip(report, strip), "<h2>Figures</h2>", _figures(strip.optimizers, tables.long_figures(report))]
+    parts += _pictures(report)
+    parts += ["<h2>Settings</h2>", _pairs(report.settings | {"study": report.study}), "<h2>Versions</h2>", _pairs(versions())]
+    parts += [_paragraph(line, "note") for line in report.lines]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(report.task)}: learning rates</title>\n'
+        f"<style>{CSS}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+    )
+
+
+def versions() -> dict[str, str]:
+    """What made the report.
+
+    >>> "Python" in versions()
+    True
+    """
+    found = {"Python": platform.python_version()}
+    for name in ("momo-opt", "torch", "optuna", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def _paragraph(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def _pairs(pairs: dict[str, object]) -> str:
+    rows = "".join(f"<tr><td>{escape(str(key))}</td><td>{escape(str(value))}</td></tr>" for key, value in pairs.items())
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def _table(header: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(title)}</th>" for title in header)
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _strip(report: Report, strip: tables.Strip) -> str:
+    places = formats.decimals(tables.best_of_all(report), report.analysis["initial"])
+
+    def cell(name: str, column: float) -> str:
+        found = strip.cells.get((name, column))
+        if found is None:
+            return "<td></td>"
+        text = "✗" if found.level == "diverged" else formats.fixed(found.value, places) + ("✗" if found.diverged else "")
+        mark = "*" if found.best else ""
+        return f'<td class="{found.level}{" b" if found.best else ""}">{text}{mark}</td>'
+
+    rows = [f"<td>{escape(name)}</td>" + "".join(cell(name, column) for column in strip.columns) for name in strip.optimizers]
+    legend = "* the optimizer's best; ✗ diverged (beside a value: some seeds). Green: within 5 % of the way from the best of all to the start; yellow: within 25 %."
+    return _table(["LR", *map(strip.title, strip.columns)], rows) + _paragraph(legend, "note")
+
+
+def _figures(optimizers: Sequence[str], columns: Sequence[tables.Column]) -> str:
+    def cell(column: tables.Column, i: int) -> str:
+        spread = f' <span class="i">{escape(column.intervals[i])}</span>' if column.intervals[i] else ""
+        kind, mark = (' class="b"', "*") if column.best[i] else ("", "")
+        return f"<td{kind}>{escape(column.texts[i])}{mark}{spread}</td>"
+
+    rows = [f"<td>{escape(name)}</td>" + "".join(cell(column, i) for column in columns) for i, name in enumerate(optimizers)]
+    legend = "* best of its column. Small: 95 % bootstrap interval over seeds. ! the best is at an end of the grid; ≥ the good range runs off the grid."
+    return _table(["", *(column.title for column in columns)], rows) + _paragraph(legend, "note")
+
+
+def _pictures(report: Report) -> list[str]:
+    """The plots that these runs allow, as images inside the file."""
+    parts = []
+    for kind, title in PICTURES.items():
+        try:
+            drawn = plot.svg(report, kind)
+        except UserError:  # these runs don't hold what this plot shows
+            continue
+        data = base64.b64encode(drawn.encode()).decode()
+        parts.append(f'<h2>{title}</h2>\n<img alt="{escape(f"{title}: {report.task}")}" src="data:image/svg+xml;base64,{data}">')
+    return parts
