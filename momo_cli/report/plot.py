@@ -110,13 +110,14 @@ def _new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def label(text: str) -> str:
-    """User text as a label: no mathematics in dollar signs, and a leading underscore doesn't hide it.
+def label(text: str, longest: int = 36) -> str:
+    """User text as a label: not too long, no mathematics in dollar signs, and not hidden by a leading underscore.
 
-    >>> label("a$b$"), label("_mine:Adam")
-    ('a\\\\$b\\\\$', ' _mine:Adam')
+    >>> print(label("a$b$"), label("_mine:Adam"), label("momo(weight_decay=0.1)", longest=12))
+    a\\$b\\$  _mine:Adam momo(weight…
     """
-    text = " ".join(text.split()).replace("$", r"\$")
+    text = " ".join(text.split())
+    text = (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
     return " " + text if text.startswith("_") else text
 
 
@@ -158,7 +159,7 @@ def draw_lr(report: Report) -> Figure:
         if lost:
             top.plot(*zip(*lost), linestyle="", marker="x", color=look["color"], markersize=9, markeredgewidth=2)
         if entry["best_lr"] is not None:
-            top.plot(entry["best_lr"], entry["best"], linestyle="", marker=look["marker"], color=look["color"])
+            top.plot(entry["best_lr"], entry["best"], linestyle="", marker=look["marker"], color=look["color"], zorder=5)
         _mark_range(below, entry, i, look["color"])
     top.set_xscale("log")
     values = [value for entry in entries for value in entry["values"] if value is not None]
@@ -170,7 +171,7 @@ def draw_lr(report: Report) -> Figure:
                  va="top" if not report.maximize else "bottom", color="0.35", fontsize=8)  # fmt: skip
     _scale(top, [*values, initial])
     top.set_ylabel(label(f"final {report.objective}"))
-    top.set_title(label(report.task), loc="left")
+    top.set_title(label(report.task, 70), loc="left")
     _legend(figure, handles, "filled: best; ✗: diverged" if any(c.level == "diverged" for c in strip.cells.values()) else "filled: best")
     below.set_ylim(len(entries) - 0.4, -0.6)
     below.set_yticks(range(len(entries)), [label(entry["optimizer"]) for entry in entries], fontsize=8)
@@ -217,7 +218,7 @@ def draw_curves(report: Report) -> Figure:
             panels.append((entry["optimizer"], lines))
     if not panels:
         raise UserError("There are no curves to plot: these runs have no losses over the steps (an imported table has none).", code=1)
-    columns = min(len(panels), 3)
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure = _new_figure(max(2.6 * columns + 0.6, 4.5), 2.5 * rows + 0.5)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -236,7 +237,7 @@ def draw_curves(report: Report) -> Figure:
         axes.set_ylabel("training loss")
     for axes in grid[-1, :]:
         axes.set_xlabel("step")
-    figure.suptitle(label(f"{report.task}: the three best learning rates of each"), x=0.01, ha="left", fontsize=10)
+    figure.suptitle(label(f"{report.task}: the three best learning rates of each", 70), x=0.01, ha="left", fontsize=10)
     return figure
 
 
@@ -284,7 +285,7 @@ def draw_steps(report: Report) -> Figure:
         raise UserError("There are no step sizes to plot: none of these runs is of a Momo method (or the table was imported).", code=1)
     columns = max(len(some) for _, some in rows)
     figure = _new_figure(max(2.5 * columns + 0.4, 4.5), 2.3 * len(rows) + 0.7)
-    grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True)
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey="row")
     handles: dict[str, Any] = {}
     for row, (name, some) in zip(grid, rows):
         for axes, run in zip(row, some):
@@ -292,20 +293,20 @@ def draw_steps(report: Report) -> Figure:
             positive = [(s, a) for s, a in zip(steps, adaptive) if figures.is_finite(a) and a > 0]
             if positive:
                 [handles["adaptive term"]] = axes.plot(*zip(*positive), ".", color="0.55", markersize=4)
-            [handles["cap (the learning rate)"]] = axes.plot(steps, caps, "--", color=COLOURS[1])
             moved = [(s, t) for s, t in zip(steps, taken) if figures.is_finite(t) and t > 0]
             if moved:
-                [handles["step size taken"]] = axes.plot(*zip(*moved), "-", color=COLOURS[0], linewidth=1.2)
+                [handles["step size taken"]] = axes.plot(*zip(*moved), "-", color=COLOURS[0], linewidth=1.8)
+            [handles["cap"]] = axes.plot(steps, caps, "--", color=COLOURS[1], linewidth=1.2)
             axes.set_yscale("log")
-            share = "" if run.capped is None else f", capped {100 * run.capped:.0f} %"
-            axes.set_title(label(f"{name}, lr {formats.number(run.lr)}{share}"), loc="left", fontsize=8)
+            share = "" if run.capped is None else f"\ncapped {100 * run.capped:.0f} %"
+            axes.set_title(label(f"{name}, lr {formats.number(run.lr)}") + share, loc="left", fontsize=8)
         for axes in row[len(some):]:
             axes.set_visible(False)
         row[0].set_ylabel("step size")
     for axes in grid[-1]:
         axes.set_xlabel("step")
     figure.legend(list(handles.values()), list(handles), loc="outside upper right", ncols=3, fontsize=8)
-    figure.suptitle(label(report.task), x=0.01, ha="left", fontsize=10)
+    figure.suptitle(label(report.task, 70), x=0.01, ha="left", fontsize=10)
     return figure
 
 
