@@ -1,78 +1,91 @@
 r"""The directions: what an optimizer averages, and against what it moves.
 
 A method is a direction :math:`u` made from the averaged gradient :math:`d`, and a step size. The step size is the same
-for all (:mod:`momo.step_size`), so here each method is only a few lines on flat slices of tensors: ``update`` takes the
-new gradient in and answers the sums that the step size needs, ``move`` takes the step. How a model's many tensors
-become such slices is the business of :mod:`momo.passes`.
+for all (:mod:`momo.step_size`), so a method is only the few lines that are here, on flat slices of tensors. How a
+model's many tensors become such slices is the business of :mod:`momo.passes`.
+
+A direction names its ``buffers`` (tensors of the size of the parameters, the averaged gradient first) and has
+
+* ``accumulate(g, buffers, work)``: take a new gradient into the buffers, and answer :math:`u`;
+* ``direction(buffers, work)``: :math:`u` again, from the buffers alone;
+* ``move(params, buffers, step, decay)``: the whole ``x <- (x - step * u) * decay`` without making :math:`u`, or
+  ``False`` where there is no such operation and the caller has to make :math:`u` piece by piece.
+
+``work`` is a buffer that :math:`u` may be written to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from momo import kernels
 from momo.step_size import Scalar, weight_sum
 
 
 @dataclass(frozen=True)
 class Momentum:
-    """The averaged gradient itself: ``u = d``, as in SGD with momentum."""
+    """The averaged gradient itself, ``u = d``: SGD with momentum."""
 
-    average_weight: Scalar  # of the new gradient in d; one at the first step of an average that starts there
+    weight: float  # of the new gradient in the average
     buffers: ClassVar[tuple[str, ...]] = ("exp_avg",)
 
     @classmethod
-    def of(cls, group: dict[str, Any], steps: Scalar) -> Momentum:
-        first = steps == 1
-        if group["bias_correction"]:
-            weight = 1 - group["beta"]
-        elif isinstance(first, Tensor):
-            weight = torch.where(first, 1.0, 1 - group["beta"])
-        else:
-            weight = 1.0 if first else 1 - group["beta"]
-        return cls(weight)
+    def of(cls, group: dict[str, Any], steps: Scalar, first: bool) -> Momentum:
+        """For a group's options. An average without bias correction starts at its first gradient."""
+        return cls(1.0 if first and not group["bias_correction"] else 1 - group["beta"])
 
-    def update(self, x: Tensor, g: Tensor, d: Tensor, work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gx = torch.dot(g, x)
-        d.lerp_(g, self.average_weight)
-        return gx, torch.dot(d, x), torch.dot(d, d)
+    def accumulate(self, g: Tensor, buffers: Sequence[Tensor], work: Tensor) -> Tensor:
+        (d,) = buffers
+        return d.lerp_(g, self.weight)
 
-    def move(self, step: Scalar, decay: Scalar, x: Tensor, d: Tensor, work: Tensor) -> None:
-        _shrink_and_subtract(x, d, step, decay)
+    def direction(self, buffers: Sequence[Tensor], work: Tensor) -> Tensor:
+        return buffers[0]
+
+    def move(self, params: list[Tensor], buffers: Sequence[list[Tensor]], step: Scalar, decay: Scalar) -> bool:
+        kernels.subtract_(params, buffers[0], step, decay)
+        return True
 
 
 @dataclass(frozen=True)
 class Adam:
-    """The averaged gradient over the root of the averaged square: ``u = d / (sqrt(v / (1 - beta2^k)) + eps)``."""
+    """The averaged gradient over the root of the averaged square, ``u = d / (sqrt(v / (1 - beta2^k)) + eps)``."""
 
-    average_weight: Scalar
+    weight: float
+    beta1: float
     beta2: float
-    root: Scalar  # sqrt(1 - beta2^k)
     eps: float
+    root: Scalar  # sqrt(1 - beta2^k)
     buffers: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     @classmethod
-    def of(cls, group: dict[str, Any], steps: Scalar) -> Adam:
+    def of(cls, group: dict[str, Any], steps: Scalar, first: bool) -> Adam:
+        """For a group's options and the number of gradients its parameters have had."""
         beta1, beta2 = group["betas"]
-        return cls(1 - beta1, beta2, weight_sum(steps, beta2) ** 0.5, group["eps"])
+        return cls(1 - beta1, beta1, beta2, group["eps"], weight_sum(steps, beta2) ** 0.5)
 
-    def _scaled_direction(self, d: Tensor, v: Tensor, work: Tensor) -> Tensor:
+    def accumulate(self, g: Tensor, buffers: Sequence[Tensor], work: Tensor) -> Tensor:
+        d, v = buffers
+        if kernels.fused_adam_fits(d, self.root):
+            return kernels.adam_accumulate(g, d, v, work, self.beta1, self.beta2, self.eps, self.root)
+        d.lerp_(g, self.weight)
+        v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+        return self.direction(buffers, work)
+
+    def direction(self, buffers: Sequence[Tensor], work: Tensor) -> Tensor:
+        d, v = buffers
         torch.sqrt(v, out=work)
         work.div_(self.root).add_(self.eps)
         return torch.div(d, work, out=work)
 
-    def update(self, x: Tensor, g: Tensor, d: Tensor, v: Tensor, work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gx = torch.dot(g, x)
-        d.lerp_(g, self.average_weight)
-        v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-        return gx, torch.dot(d, x), torch.dot(d, self._scaled_direction(d, v, work))
-
-    def move(self, step: Scalar, decay: Scalar, x: Tensor, d: Tensor, v: Tensor, work: Tensor) -> None:
-        _shrink_and_subtract(x, self._scaled_direction(d, v, work), step, decay)
-
-
-def _shrink_and_subtract(x: Tensor, u: Tensor, step: Scalar, decay: Scalar) -> None:
-    x.sub_(u * step).div_(decay)
+    def move(self, params: list[Tensor], buffers: Sequence[list[Tensor]], step: Scalar, decay: Scalar) -> bool:
+        ds, vs = buffers
+        # Where v may fade faster than d^2, the fused operation could change v: see kernels.adam_subtract_.
+        if not params or not kernels.fused_adam_fits(params[0], self.root) or self.beta1**2 >= self.beta2:
+            return False
+        kernels.adam_subtract_(params, ds, vs, step, decay, self.eps, self.root)
+        return True

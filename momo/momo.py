@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from momo.directions import Momentum
-from momo.optimizer import TruncatedModelOptimizer
+from momo.optimizer import TruncatedModelOptimizer, _check_number
 
 
 class Momo(TruncatedModelOptimizer):
@@ -28,5 +28,9 @@ class Momo(TruncatedModelOptimizer):
         )
 
     @staticmethod
-    def _beta(group: dict[str, Any]) -> float:
+    def _momentum(group: dict[str, Any]) -> float:
         return group["beta"]
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
+        _check_number("beta", group["beta"], 0, 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from momo.directions import Adam
-from momo.optimizer import TruncatedModelOptimizer
+from momo.optimizer import TruncatedModelOptimizer, _check_number
 
 
 class MomoAdam(TruncatedModelOptimizer):
@@ -30,5 +30,14 @@ class MomoAdam(TruncatedModelOptimizer):
         )
 
     @staticmethod
-    def _beta(group: dict[str, Any]) -> float:
+    def _momentum(group: dict[str, Any]) -> float:
         return group["betas"][0]
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
+        betas = group["betas"]
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, and are {betas!r}.")
+        for i, beta in enumerate(betas):
+            _check_number(f"betas[{i}]", beta, 0, 1)
+        _check_number("eps", group["eps"], 0)

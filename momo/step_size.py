@@ -171,9 +171,14 @@ def truncated_step(
 
 
 def _where(condition: Flag, yes: Scalar, no: Scalar) -> Scalar:
-    if isinstance(condition, Tensor):
-        return torch.where(condition, yes, no)
-    return yes if condition else no
+    if not isinstance(condition, Tensor):
+        return yes if condition else no
+    # torch.where would bring a number to the device by a copy that the host waits for.
+    like = yes if isinstance(yes, Tensor) else no
+    if not isinstance(like, Tensor):
+        like = condition.new_zeros((), dtype=torch.get_default_dtype())
+    yes, no = (v if isinstance(v, Tensor) else like.new_full((), v) for v in (yes, no))
+    return torch.where(condition, yes, no)
 
 
 def _and(a: Flag, b: Flag) -> Flag:
@@ -187,7 +192,7 @@ def _maximum(a: Scalar, b: Scalar) -> Scalar:
     if isinstance(a, Tensor):
         return torch.clamp(a, min=b)
     if isinstance(b, Tensor):
-        return torch.where(b > a, b, a)
+        return _where(b > a, b, a)
     return b if b > a else a
 
 

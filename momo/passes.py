@@ -1,0 +1,307 @@
+"""The passes over memory: from a model's tensors to the flat slices that the directions work on, and back.
+
+A step needs the global sums before it may move a parameter, so it makes two passes. Each pass works on slices that stay
+in the processor's cache while several operations go over them. Small tensors are gathered into one slice, because
+calling an operation costs more than doing it; large ones are cut up. Nothing the size of the model is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momo import kernels
+from momo.step_size import Scalar
+
+_WHOLE = 1 << 17  # elements from which on a tensor isn't gathered with others
+_GATHERED = {"cpu": 1 << 18}  # elements gathered at once
+_SLICE = {"cpu": 1 << 19}  # elements of a slice of a large tensor
+_ELSEWHERE = 1 << 21
+
+
+def scalar_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of the sums: double, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Scratch:
+    """Working memory of one device that all passes share."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def get(self, name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A flat tensor with this size, with whatever was left in it."""
+        key = name, dtype, device
+        kept = self._kept.get(key)
+        if kept is None or kept.numel() < size:
+            kept = self._kept[key] = torch.empty(size, dtype=dtype, device=device)
+        return kept if kept.numel() == size else kept[:size]
+
+
+class Gathered:
+    """Small tensors that are copied into one slice. Their buffers live in flat tensors, the state holds views of them."""
+
+    def __init__(self, indices: Sequence[int], block: Block) -> None:
+        # Tensors of equal shape lie next to each other: one call gathers them all, and one sums each of them.
+        by_shape: dict[torch.Size, list[int]] = {}
+        for i in indices:
+            by_shape.setdefault(block.params[i].shape, []).append(i)
+        self.block = block
+        self.runs: list[tuple[torch.Size, list[int], int, int]] = []
+        self.indices: list[int] = []
+        end = 0
+        for shape, members in by_shape.items():
+            start, end = end, end + shape.numel() * len(members)
+            self.runs.append((shape, members, start, end))
+            self.indices += members
+        self.size = end
+        self.params = [block.params[i] for i in self.indices]
+        self.buffers = []
+        self.buffer_views = []
+        for name in block.buffer_names:
+            flat = torch.empty(end, dtype=block.dtype, device=block.device)
+            views = self._views(flat)
+            torch._foreach_copy_(views, [block.states[i][name] for i in self.indices])
+            for i, view in zip(self.indices, views):
+                block.states[i][name] = view
+            self.buffers.append(flat)
+            self.buffer_views.append(views)
+        self._work_views: list[Tensor] = []
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        views = []
+        for shape, members, start, end in self.runs:
+            views += flat[start:end].view(len(members), *shape).unbind(0)
+        return views
+
+    def _gather(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
+        flat = self.block.get(name, self.size)
+        for shape, members, start, end in self.runs:
+            chosen = [tensors[i] for i in members]
+            if not shape:
+                torch.stack(chosen, out=flat[start:end])
+            else:
+                torch.cat(chosen, out=flat[start:end].view(len(members) * shape[0], *shape[1:]))
+        return flat
+
+    def _loaded(self) -> Sequence[Tensor]:
+        if self.block.dtype is self.block.compute_dtype:
+            return self.buffers
+        return [self.block.get(f"buffer{i}", self.size).copy_(b) for i, b in enumerate(self.buffers)]
+
+    def update(self, direction: Any, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """First pass. Answers ``<g, x>`` for each tensor, and ``<d, x>`` and ``<d, u>`` for all of them together."""
+        g = self._gather("gradient", grads)
+        x = self._gather("parameter", self.block.params)
+        buffers = self._loaded()
+        u = direction.accumulate(g, buffers, self.block.get("work", self.size))
+        if buffers is not self.buffers:
+            for kept, new in zip(self.buffers, buffers):
+                kept.copy_(new)
+        dx = torch.dot(buffers[0], x)
+        du = torch.dot(buffers[0], u)
+        torch.mul(g, x, out=g)
+        gx = [g[start:end].view(len(members), -1).sum(1) for _, members, start, end in self.runs]
+        return gx[0] if len(gx) == 1 else torch.cat(gx), dx, du
+
+    def move(self, direction: Any, step: Scalar, keep: Scalar) -> None:
+        """Second pass."""
+        work = self.block.get("work", self.size)
+        u = direction.direction(self._loaded(), work)
+        if self.block.dtype is self.block.compute_dtype and all(map(Tensor.is_contiguous, self.params)):
+            if u is self.buffers[0]:
+                views = self.buffer_views[0]
+            else:
+                if not self._work_views or self._work_views[0].data_ptr() != work.data_ptr():
+                    self._work_views = self._views(work)
+                views = self._work_views
+            kernels.subtract_(self.params, views, step, keep)
+        else:
+            x = self._gather("parameter", self.block.params)
+            kernels.subtract_([x], [u], step, keep)
+            torch._foreach_copy_(self.params, self._views(x))
+
+
+class Whole:
+    """A large tensor, cut into slices."""
+
+    def __init__(self, index: int, block: Block) -> None:
+        self.block = block
+        self.indices = [index]
+        self.param = block.params[index]
+        self.state = block.states[index]
+        self.size = min(self.param.numel(), block.slice)
+        self.contiguous = False
+        self._address = -1
+        self._slices: list[Sequence[Tensor]] = []
+
+    def _cut(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """The slices of several tensors of equal shape: a list for each slice."""
+        flat = _flattened(tensors)
+        if flat is None:
+            return list(_halves(tensors, self.size))
+        return list(zip(*(t.split(self.size) for t in flat)))
+
+    def update(self, direction: Any, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """First pass, as for gathered tensors."""
+        block = self.block
+        g = grads[self.indices[0]]
+        tensors = [self.param, *(self.state[name] for name in block.buffer_names)]
+        if self.param.data_ptr() != self._address:
+            self.contiguous = all(t.is_contiguous() for t in tensors)
+            self._slices = self._cut(tensors) if self.contiguous else []
+            self._address = self.param.data_ptr()
+        if self.contiguous and g.is_contiguous():
+            slices = [(*kept, part) for kept, part in zip(self._slices, g.view(-1).split(self.size))]
+        else:
+            slices = self._cut([*tensors, g])
+        sums = []
+        for x, *buffers, part in slices:
+            part, x = block.load("gradient", part), block.load("parameter", x)
+            loaded = [block.load(f"buffer{i}", b) for i, b in enumerate(buffers)]
+            gx = torch.dot(part, x)
+            u = direction.accumulate(part, loaded, block.get("work", part.numel()))
+            for kept, new in zip(buffers, loaded):
+                block.store(kept, new)
+            sums.append((gx, torch.dot(loaded[0], x), torch.dot(loaded[0], u)))
+        gx, dx, du = (block.total(s) for s in zip(*sums))
+        return gx.reshape(1), dx, du
+
+    def move(self, direction: Any, step: Scalar, keep: Scalar) -> None:
+        """Second pass, for what the direction has no operation on whole tensors for."""
+        block = self.block
+        for x, *buffers in self._cut([self.param, *(self.state[name] for name in block.buffer_names)]):
+            loaded = [block.load(f"buffer{i}", b) for i, b in enumerate(buffers)]
+            new = block.load("parameter", x)
+            kernels.subtract_([new], [direction.direction(loaded, block.get("work", new.numel()))], step, keep)
+            block.store(x, new)
+
+
+class Block:
+    """The parameters that are alike in everything: group, device, dtype, and the number of gradients they have had."""
+
+    def __init__(
+        self,
+        group: dict[str, Any],
+        positions: list[int],
+        params: list[Tensor],
+        states: list[dict[str, Any]],
+        buffer_names: tuple[str, ...],
+        scratch: Scratch,
+    ) -> None:
+        self.group = group
+        self.positions = positions  # of the parameters among all of the optimizer
+        self.params = params
+        self.states = states
+        self.buffer_names = buffer_names
+        self.device = params[0].device
+        self.dtype = params[0].dtype
+        self.compute_dtype = torch.float32 if self.dtype.itemsize < 4 else self.dtype
+        self.scratch = scratch
+        self.slice = _SLICE.get(self.device.type, _ELSEWHERE)
+        self.host = self.device.type == "cpu"
+        self.first = False  # whether the next gradient is the first one; the optimizer sets it
+
+        gathered: list[int] = []
+        size = 0
+        self.wholes: list[Whole] = []
+        self.gathered: list[Gathered] = []
+        for i, p in enumerate(params):
+            if p.numel() >= _WHOLE:
+                self.wholes.append(Whole(i, self))
+                continue
+            if gathered and size + p.numel() > _GATHERED.get(self.device.type, _ELSEWHERE):
+                self.gathered.append(Gathered(gathered, self))
+                gathered, size = [], 0
+            gathered.append(i)
+            size += p.numel()
+        if gathered:
+            self.gathered.append(Gathered(gathered, self))
+        self.pieces: list[Gathered | Whole] = [*self.gathered, *self.wholes]
+        # The scalars of the state, too, are views of one tensor, in the order of the pieces.
+        order = [i for piece in self.pieces for i in piece.indices]
+        self.steps = self._one_tensor("step", order)
+        self.gamma = self._one_tensor("gamma", order)
+
+    def _one_tensor(self, name: str, order: list[int]) -> Tensor:
+        together = torch.stack([self.states[i][name] for i in order])
+        for i, view in zip(order, together.unbind(0)):
+            self.states[i][name] = view
+        return together
+
+    def bring(self, scalar: Scalar) -> Scalar:
+        """A scalar to where these parameters are."""
+        if not isinstance(scalar, Tensor):
+            return scalar
+        return scalar.item() if self.host else scalar.to(self.device, non_blocking=True)
+
+    def get(self, name: str, size: int) -> Tensor:
+        """Working memory."""
+        return self.scratch.get(name, size, self.compute_dtype, self.device)
+
+    def load(self, name: str, part: Tensor) -> Tensor:
+        """A slice as a flat tensor to compute with: itself, or a copy in working memory."""
+        if part.dtype is self.compute_dtype and part.dim() == 1 and part.is_contiguous():
+            return part
+        copy = self.get(name, part.numel())
+        copy.view(part.shape).copy_(part)
+        return copy
+
+    @staticmethod
+    def store(part: Tensor, computed: Tensor) -> None:
+        """Bring a slice that was copied by ``load`` back."""
+        if computed is not part:
+            part.copy_(computed.view(part.shape))
+
+    @staticmethod
+    def total(parts: Sequence[Tensor]) -> Tensor:
+        """The sum of 0-dimensional tensors, in double precision."""
+        if len(parts) == 1:
+            return parts[0].to(scalar_dtype(parts[0].device))
+        return torch.stack(list(parts)).to(scalar_dtype(parts[0].device)).sum()
+
+    def update(self, direction: Any, grads: Sequence[Tensor]) -> tuple[Scalar, Scalar, Scalar]:
+        """First pass: take in the gradients; answer gamma, ``<d, x>`` and ``<d, u>``."""
+        gxs, dxs, dus = zip(*(piece.update(direction, grads) for piece in self.pieces))
+        gx = gxs[0] if len(gxs) == 1 else torch.cat([v.to(self.gamma.dtype) for v in gxs])
+        self.gamma.lerp_(gx.to(self.gamma.dtype), direction.weight)
+        gamma, dx, du = self.gamma.sum(), self.total(dxs), self.total(dus)
+        return (gamma.item(), dx.item(), du.item()) if self.host else (gamma, dx, du)
+
+    def move(self, direction: Any, step: Scalar, keep: Scalar) -> None:
+        """Second pass: ``x <- keep * x - step * u``."""
+        for piece in self.gathered:
+            piece.move(direction, step, keep)
+        if not self.wholes:
+            return
+        buffers = [[w.state[name] for w in self.wholes] for name in self.buffer_names]
+        fits = self.dtype is self.compute_dtype and all(w.contiguous for w in self.wholes)
+        if not fits or not direction.move([w.param for w in self.wholes], buffers, step, keep):
+            for piece in self.wholes:
+                piece.move(direction, step, keep)
+
+
+def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """Flat views of tensors of equal shape, in the same order of elements; None if their strides don't allow it."""
+    if not all(t.is_contiguous() for t in tensors):
+        first = tensors[0]
+        order = sorted(range(first.dim()), key=first.stride, reverse=True)
+        tensors = [t.permute(order) for t in tensors]
+        if not all(t.is_contiguous() for t in tensors):
+            return None
+    return [t.view(-1) for t in tensors]
+
+
+def _halves(tensors: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
+    """Cut tensors of any strides into parts of at most ``size`` elements."""
+    shape = tensors[0].shape
+    if shape.numel() <= size:
+        yield tensors
+        return
+    dim = max(range(len(shape)), key=shape.__getitem__)
+    for part in zip(*(t.chunk(2, dim) for t in tensors)):
+        yield from _halves(part, size)
