@@ -167,8 +167,8 @@ def draw_lr(report: Report) -> Figure:
     top.axhline(initial, color="0.45", linewidth=1, linestyle=(0, (2, 2)))
     known = "before training" if sentences.knows_initial(report.runs) else "worst"
     top.annotate(f"ℓ0 = {formats.number(initial)} ({known})", (0.005, initial), xycoords=("axes fraction", "data"),
-                 xytext=(0, -3 if not report.maximize else 3), textcoords="offset points",
-                 va="top" if not report.maximize else "bottom", color="0.35", fontsize=8)  # fmt: skip
+                 xytext=(0, -3 if report.maximize else 3), textcoords="offset points",
+                 va="top" if report.maximize else "bottom", color="0.35", fontsize=8)  # fmt: skip
     _scale(top, [*values, initial])
     top.set_ylabel(label(f"final {report.objective}"))
     top.set_title(label(report.task, 70), loc="left")
@@ -203,7 +203,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     if low > 0 and high / low > 30:
         axes.set_yscale("log")
     elif high > low:
-        axes.set_ylim(low - 0.06 * (high - low), high + 0.08 * (high - low))
+        axes.set_ylim(low - 0.09 * (high - low), high + 0.09 * (high - low))
 
 
 # --------------------------------------------------------------------------------------------- loss over the steps
