@@ -1,0 +1,50 @@
+"""The entry point: the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong, 130 interrupted."""
+    from momo_cli.commands import app
+    from momo_cli.errors import UserError
+    from momo_cli.user_code import UserCodeError
+
+    try:
+        code = app(arguments, prog_name="momo", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        print(f"momo: {error}", file=sys.stderr)
+        return error.code
+    except UserCodeError as error:
+        print(f"{error.frames}\nmomo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's own: a wrong option, a missing argument
+            return _usage(error)
+        raise
+
+
+def _usage(error: Exception) -> int:
+    message = error.format_message()  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    if not message:  # no_args_is_help has printed the help
+        return 2
+    path = context.command_path if context is not None else "momo"
+    print(f"{path}: {message}\nSee {path} --help.", file=sys.stderr)
+    return getattr(error, "exit_code", 2)
+
+
+if __name__ == "__main__":
+    main()

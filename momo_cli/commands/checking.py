@@ -1,0 +1,40 @@
+"""``momo check``: is the task what it is meant to be?"""
+
+from __future__ import annotations
+
+import typer
+
+from momo_cli.commands.options import TaskArgument, TrainingOptions, with_options
+from momo_cli.errors import UserError
+from momo_cli.task.loading import find_task
+from momo_cli.user_code import UserCodeError
+
+
+@with_options(TrainingOptions)
+def check(task: TaskArgument, training_options: TrainingOptions) -> None:
+    """Run a few steps of TASK and report what was seen: sizes, losses, time, memory.
+
+    [bold]Example[/bold]
+
+      momo check mymodule:build
+    """
+    from rich.console import Console
+
+    from momo_cli.report import inspected
+    from momo_cli.training.devices import parse_devices
+    from momo_cli.training.inspection import inspect_task
+
+    source = find_task(task, training_options.arguments())
+    device = parse_devices(training_options.device)[0]
+    try:
+        seen = inspect_task(source, training_options.settings(), device)
+    except (UserError, UserCodeError):
+        raise
+    except Exception as error:
+        raise UserCodeError(source.name, error) from error
+    inspected.print_inspection(source.name, seen, Console(highlight=False))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command()(check)

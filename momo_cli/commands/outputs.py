@@ -1,0 +1,86 @@
+"""From a report to the screen and to every file that the command line names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from momo_cli.commands.options import OutputOptions
+from momo_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from momo_cli.report import Report
+
+
+def consoles(outputs: OutputOptions) -> tuple[Console, Console]:
+    """Where results go and where progress and notes go."""
+    from rich.console import Console
+
+    notes = Console(stderr=True, quiet=outputs.quiet, highlight=False)
+    return (Console(stderr=True, highlight=False) if outputs.to_stdout else Console(highlight=False)), notes
+
+
+def check(outputs: OutputOptions) -> None:
+    """Find a wrong output file before anything is trained.
+
+    Raises:
+        UserError: Two formats want stdout, a folder isn't there, or a plot can't be made.
+    """
+    if [outputs.json, outputs.csv, outputs.markdown].count("-") > 1:
+        raise UserError("Only one of --json, --csv and --markdown can be '-'; give the others a file.")
+    for flag in ("json", "csv", "markdown", "plot", "report"):
+        file = getattr(outputs, flag)
+        if file is not None and str(file) != "-" and not Path(file).absolute().parent.is_dir():
+            raise UserError(f"--{flag} {file}: there is no folder {str(Path(file).parent)!r}.")
+    if outputs.plot is not None or outputs.report is not None:
+        from momo_cli.report import plot
+
+        plot.check(outputs.plot, outputs.plot_kind)
+
+
+def show(report: Report, outputs: OutputOptions, view: Callable[[Report, Any], None]) -> None:
+    """Print ``report`` with ``view`` and write the files asked for."""
+    screen, notes = consoles(outputs)
+    view(report, screen)
+    if outputs.json:
+        import json
+
+        from momo_cli.report import document
+
+        _write(outputs.json, json.dumps(document.to_json(report), indent=1) + "\n")
+    if outputs.csv:
+        import io
+
+        from momo_cli.report import csv
+
+        buffer = io.StringIO()
+        csv.write(report, buffer)
+        _write(outputs.csv, buffer.getvalue())
+    if outputs.markdown:
+        from momo_cli.report import markdown
+
+        _write(outputs.markdown, markdown.render(report))
+    if outputs.plot:
+        from momo_cli.report import plot
+
+        plot.save(report, outputs.plot, kind=outputs.plot_kind)
+        notes.print(f"Plot: {outputs.plot}")
+    if outputs.report:
+        from momo_cli.report import html
+
+        _write(str(outputs.report), html.render(report))
+        notes.print(f"Report: {outputs.report}")
+
+
+def _write(file: str, text: str) -> None:
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        try:
+            Path(file).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{file} can't be written: {error.strerror}.", code=1) from None

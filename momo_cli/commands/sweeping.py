@@ -1,0 +1,36 @@
+"""``momo sweep``: every optimizer at every learning rate."""
+
+from __future__ import annotations
+
+import typer
+
+from momo_cli.commands import outputs as out
+from momo_cli.commands.options import OutputOptions, TaskArgument, TrainingOptions, with_options
+from momo_cli.commands.running import collect_report
+
+_DEFAULT = "momo,sgd-m"  # Momo beside its baseline, whose step is Momo's when capped, on the same learning rates
+
+
+@with_options(TrainingOptions, OutputOptions)
+def sweep(task: TaskArgument, training_options: TrainingOptions, output_options: OutputOptions) -> None:
+    """Train every optimizer at every learning rate and show how much the rate matters.
+
+    Runs that are stored already are reused; the same command goes on where it was interrupted.
+
+    [bold]Examples[/bold]
+
+      momo sweep digits-mlp
+
+      momo sweep mymodule:build --lrs 0.01,0.1,1
+
+      momo sweep train.py -o momo-adam,adamw --lrs 1e-5:1e-1:9 --seeds 3
+    """
+    from momo_cli.report import terminal
+
+    report = collect_report("sweep", task, training_options, output_options, _DEFAULT, default_seeds=1)
+    out.show(report, output_options, terminal.print_sweep)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command()(sweep)

@@ -1,0 +1,31 @@
+"""The one way in which the command refuses: a sentence or three, and an exit code."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend: what is wrong, where, and what to type instead.
+
+    Args:
+        message: One to three lines, shown on stderr as they stand.
+        code: The exit code: 2 for a wrong command line or task, 1 for an input file that can't be used
+            or a command whose runs all failed.
+    """
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """``" Did you mean 'adam'?"`` where a known word is close to ``word``, else nothing.
+
+    >>> did_you_mean("adm", ["adam", "sgd"])
+    " Did you mean 'adam'?"
+    >>> did_you_mean("xyz", ["adam", "sgd"])
+    ''
+    """
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,192 @@
+"""Optimizers by name: ``momo``, ``adamw(weight_decay=0.1)``, any class of ``torch.optim``, or ``package.module:Class``."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from momo_cli.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """An optimizer with a name of its own: its class, its fixed arguments, and the LR its grids are centred on."""
+
+    path: str
+    default_lr: float
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+
+KNOWN: dict[str, Known] = {
+    "momo": Known("momo:Momo", 1.0),
+    "momo-adam": Known("momo:MomoAdam", 1e-2),
+    "momo-star": Known("momo:Momo", 1.0, (("use_fstar", True),)),
+    "momo-adam-star": Known("momo:MomoAdam", 1e-2, (("use_fstar", True),)),
+    "momo-muon": Known("momo:MomoMuon", 2e-2),
+    "sgd": Known("torch.optim:SGD", 0.1),
+    "sgd-m": Known("torch.optim:SGD", 1.0, (("momentum", 0.9), ("dampening", 0.9))),
+    "sgd-nesterov": Known("torch.optim:SGD", 0.1, (("momentum", 0.9), ("nesterov", True))),
+    "adam": Known("torch.optim:Adam", 1e-3),
+    "adamw": Known("torch.optim:AdamW", 1e-3),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer as the user typed it.
+
+    Attributes:
+        label: The spec as typed: the optimizer's name in every table and in the store.
+        name: The name before the brackets.
+        arguments: The keyword arguments in the brackets.
+    """
+
+    label: str
+    name: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> OptimizerSpec:
+        """Read ``name`` or ``name(argument=value, …)``.
+
+        >>> OptimizerSpec.parse("adamw(weight_decay=0.1)").arguments
+        (('weight_decay', 0.1),)
+
+        Raises:
+            UserError: The brackets don't hold keyword arguments with literal values.
+        """
+        text = text.strip()
+        name, bracket, rest = text.partition("(")
+        name = name.strip()
+        if not bracket:
+            return cls(text, name)
+        try:
+            call = ast.parse(f"f({rest}", mode="eval").body
+            if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+                raise ValueError
+            arguments = tuple((str(k.arg), ast.literal_eval(k.value)) for k in call.keywords)
+        except (SyntaxError, ValueError):
+            raise UserError(
+                f"--optimizer {text!r}: the brackets must hold keyword arguments.\n"
+                f"For instance {name}(weight_decay=0.1)."
+            ) from None
+        if "lr" in dict(arguments):
+            raise UserError(f"--optimizer {text!r}: the learning rate is given with --lrs {text.partition('(')[0]}=….")
+        return cls(text, name, arguments)
+
+    def load(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        """The optimizer's class and the keyword arguments it is built with besides ``lr``.
+
+        Raises:
+            UserError: There is no such class.
+        """
+        known = KNOWN.get(self.name)
+        path = known.path if known else self.name
+        if ":" not in path:
+            import torch
+
+            by_name = {name.lower(): name for name, value in vars(torch.optim).items() if _is_optimizer_class(value)}
+            if path not in by_name:
+                names = list(KNOWN) + sorted(by_name)
+                raise UserError(
+                    f"There is no optimizer {self.name!r}.{did_you_mean(self.name, names)}\n"
+                    f"Known: {', '.join(KNOWN)}, any class of torch.optim by its lower-case name, or package.module:Class."
+                )
+            path = f"torch.optim:{by_name[path]}"
+        module_name, _, class_name = path.partition(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            missing = getattr(error, "name", None) or module_name
+            raise UserError(
+                f"--optimizer {self.label}: the module {missing!r} can't be imported.\nInstall it, or put its folder on PYTHONPATH."
+            ) from None
+        loaded = getattr(module, class_name, None)
+        if loaded is None:
+            has = [name for name, value in vars(module).items() if _is_optimizer_class(value)]
+            raise UserError(
+                f"--optimizer {self.label}: {module_name} has no class {class_name!r}.{did_you_mean(class_name, has)}\n"
+                f"Its optimizers: {', '.join(has) or 'none'}."
+            )
+        return loaded, dict(known.arguments if known else ()) | dict(self.arguments)
+
+    def build(self, parameters: Iterable[Any], lr: float, extra: dict[str, float] | None = None) -> torch.optim.Optimizer:
+        """The optimizer over ``parameters`` at learning rate ``lr``; ``extra`` are further tuned arguments."""
+        loaded, arguments = self.load()
+        return loaded(parameters, lr=lr, **(arguments | (extra or {})))
+
+    def check(self, lr: float, extra: dict[str, float] | None = None) -> None:
+        """Build the optimizer over one small parameter, to find a wrong argument before any run starts.
+
+        Raises:
+            UserError: The class can't be built with these arguments.
+        """
+        import torch
+
+        try:
+            self.build([torch.nn.Parameter(torch.zeros(2, 2))], lr, extra)
+        except UserError:
+            raise
+        except Exception as error:
+            loaded, _ = self.load()
+            takes = [p for p in inspect.signature(loaded.__init__).parameters if p not in ("self", "params", "lr")]
+            raise UserError(
+                f"--optimizer {self.label} can't be built: {str(error).splitlines()[0]}\n"
+                f"{loaded.__name__} takes {', '.join(takes)}."
+            ) from None
+
+    @property
+    def default_lr(self) -> float:
+        """The LR that its default grid is centred on: the project's advice, else the class's own default.
+
+        Raises:
+            UserError: The class has no default LR, so ``--lrs`` must say.
+        """
+        if self.name in KNOWN:
+            return KNOWN[self.name].default_lr
+        loaded, _ = self.load()
+        parameter = inspect.signature(loaded.__init__).parameters.get("lr")
+        default = getattr(parameter, "default", None)
+        try:
+            value = float(default)  # type: ignore[arg-type]  # torch's own may be a tensor
+        except (TypeError, ValueError):
+            value = 0.0
+        if not value > 0:
+            raise UserError(f"{self.label} has no default learning rate to centre a grid on.\nSay which with --lrs {self.label}=….")
+        return value
+
+
+def parse_optimizers(texts: Iterable[str]) -> list[OptimizerSpec]:
+    """Every spec of repeated or comma-separated ``--optimizer``, each once, in the order typed.
+
+    >>> [spec.label for spec in parse_optimizers(["momo,adamw(betas=(0.9, 0.95))", "momo"])]
+    ['momo', 'adamw(betas=(0.9, 0.95))']
+    """
+    labels = [label for text in texts for label in split_outside_brackets(text)]
+    return list({label: OptimizerSpec.parse(label) for label in labels}.values())
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """The comma-separated parts of ``text``; commas within brackets don't separate."""
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    parts.append(text[start:])
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _is_optimizer_class(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer

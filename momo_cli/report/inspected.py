@@ -1,0 +1,49 @@
+"""The view of ``momo check``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from momo_cli.training.inspection import Inspection
+
+
+def print_inspection(task: str, seen: Inspection, console: Console) -> None:
+    """What was seen of ``task``, and what follows from it."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    frozen = f", {seen.parameters - seen.trainable:,} of them frozen" if seen.trainable != seen.parameters else ""
+    train, val = (("some" if count is None else f"{count:,}") for count in seen.batches)
+    rows = [
+        ("task", task),
+        ("model", f"{seen.parameters:,} parameters{frozen}"),
+        ("batch", f"{seen.shapes}, {seen.batch_size} samples"),
+        ("data", f"{train} training batches, " + ("no validation" if seen.batches[1] is None else f"{val} validation batches")),
+        ("run", f"{seen.steps:,} steps, about {seen.steps * seen.step_seconds:.2g} s on {seen.device} ({1e3 * seen.step_seconds:.2g} ms a step)"),
+        ("memory", f"{seen.memory / 2**20:.3g} MiB" + ("" if seen.device.startswith("cuda") else " for parameters, gradients and state")),
+        ("objective", f"{seen.objective}, {_number(seen.initial)} before the first step"),
+        ("loss", f"{_number(seen.train_loss)} before the first step, {_number(seen.losses[-1])} after {len(seen.losses)} steps of momo at lr 1"),
+    ]
+    for name, text in rows:
+        table.add_row(name, Text(text))
+    console.print(table)
+    for line in _findings(seen):
+        console.print(Text(line))
+
+
+def _findings(seen: Inspection) -> list[str]:
+    losses = [seen.train_loss, *seen.losses]
+    if any(loss != loss or abs(loss) == float("inf") for loss in losses[:1]):
+        return ["The loss isn't finite before the first step: no optimizer can train this. Look at the data and the loss."]
+    if min(losses) < 0:
+        return [f"The loss was negative ({min(losses):.4g}): give Momo's methods a lower bound of it, as in -o 'momo(lb=-10)', or use momo-star."]
+    return ["The loss was never negative: the default lower bound lb=0 of Momo's methods holds."]
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"

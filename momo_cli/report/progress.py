@@ -1,0 +1,90 @@
+"""The live display of training: runs done, the current runs' loss, time left. On stderr, and only where that is a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from momo_cli.plan.grid import RunSpec
+from momo_cli.runs import Run
+
+_SHOWN = 6  # current runs with a line of their own
+
+
+class LiveDisplay:
+    """Shows training as it goes on; use as a context manager around it.
+
+    Args:
+        console: Where to draw; nothing is drawn unless it is a terminal, lines said are printed all the same.
+        task: The task's name.
+    """
+
+    def __init__(self, console: Console, task: str) -> None:
+        self.console, self.task = console, task
+        self.done = self.reused = self.total = 0
+        self._current: dict[RunSpec, tuple[int, int, float]] = {}
+        self._marks = {"diverged": 0, "failed": 0, "pruned": 0}
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[runs]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+        )
+        self._live: Live | None = None
+
+    def __enter__(self) -> LiveDisplay:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def started(self, specs: list[RunSpec], reused: int) -> None:
+        """Begin to draw."""
+        self.total, self.reused = len(specs), reused
+        self._row = self._bar.add_task(self.task, total=len(specs), runs=self._counts())
+        if self.console.is_terminal and not self.console.quiet and self._live is None:
+            self._live = Live(self, console=self.console, refresh_per_second=8, transient=True)
+            self._live.start()
+
+    def advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> None:
+        """Show where a run is."""
+        self._current[spec] = (step, steps, loss)
+        self._draw()
+
+    def finished(self, spec: RunSpec, run: Run) -> None:
+        """Count a run that has ended."""
+        self._current.pop(spec, None)
+        self.done += 1
+        if run.status in self._marks:
+            self._marks[run.status] += 1
+        self._draw()
+
+    def said(self, line: str) -> None:
+        """Print a line above the display."""
+        self.console.print(line, soft_wrap=True)
+
+    def __rich__(self) -> Group:
+        lines = [
+            Text(f"  {spec.optimizer.label}  lr {spec.lr:.4g}  seed {spec.seed}  step {step}/{steps}  loss {loss:.4g}", style="dim",
+                 no_wrap=True, overflow="ellipsis")
+            for spec, (step, steps, loss) in list(self._current.items())[:_SHOWN]
+        ]
+        if len(self._current) > _SHOWN:
+            lines.append(Text(f"  … and {len(self._current) - _SHOWN} more beside them", style="dim"))
+        return Group(self._bar, *lines)
+
+    def _draw(self) -> None:
+        partly = sum(step / steps for step, steps, _ in self._current.values())
+        self._bar.update(self._row, completed=self.done + partly, runs=self._counts())
+
+    def _counts(self) -> str:
+        marks = ", ".join(f"{count} {status}" for status, count in self._marks.items() if count)
+        return f"{self.done}/{self.total} runs" + (f" ({marks})" if marks else "")

@@ -1,0 +1,26 @@
+"""The view of ``momo list``: the stored studies, the latest last."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from momo_cli.store import StudyInfo
+
+
+def print_studies(studies: list[StudyInfo], console: Console) -> None:
+    """One row a study: task, runs, objective, settings, the study's name and when it was last used."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("task", "runs", "objective", "settings", "study", "last used"):
+        table.add_column(heading, justify="right" if heading == "runs" else "left", overflow="fold")
+    for info in studies:
+        given = {**info.key["set"], **info.key["settings"]}
+        shown = ", ".join(
+            f"{name}={value}" for name, value in given.items()
+            if value not in (None, False, "off", 0.0) and (name, value) != ("schedule", "constant") and name != "objective"
+        )
+        # Text, not str: a task's name may hold what rich would read as markup.
+        cells = (info.task, str(info.runs), info.objective, shown or "defaults", info.name, info.latest[:16].replace("T", " "))
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)

@@ -1,0 +1,188 @@
+"""Finding TASK (``package.module:function``, ``path/to/file.py:function`` or a built-in name) and calling it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from momo_cli.errors import UserError, did_you_mean
+from momo_cli.task.builtin import BUILTIN
+from momo_cli.task.definition import Task
+from momo_cli.user_code import UserCodeError, user_frames
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSource:
+    """Where a task comes from; small and picklable, so that worker processes can build it themselves.
+
+    Attributes:
+        name: The task's name in tables and in the store: ``module:function`` or a built-in name.
+        module: Dotted module name, or the path of a ``.py`` file.
+        function: Name of the function in it.
+        file: The source file, whose content is part of the store's key.
+        arguments: The user's ``--set key=value``.
+    """
+
+    name: str
+    module: str
+    function: str
+    file: Path
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def fingerprint(self) -> str:
+        """A digest of the source file's content: another one means other results."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
+
+    def build(self, seed: int, device: Any) -> Task:
+        """Seed everything with ``seed``, call the function and check what it returns.
+
+        Raises:
+            UserError: The function doesn't exist, doesn't take an argument, or returns no task.
+            UserCodeError: The user's code raised.
+        """
+        function = self._load()
+        offered = {"seed": seed, "device": device}
+        keywords = _keywords(function, self.name, offered, dict(self.arguments))
+        seed_everything(seed)
+        try:
+            returned = function(**keywords)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserCodeError(self.name, error) from error
+        return Task.from_returned(returned, self.name)
+
+    def _load(self) -> Callable[..., Any]:
+        module = _import(self)
+        function = getattr(module, self.function, None)
+        if function is None:
+            public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
+                      and getattr(value, "__module__", None) == module.__name__]
+            has = f"It has {', '.join(public[:8])}." if public else "It has no function."
+            raise UserError(
+                f"There is no function {self.function!r} in {self.file.name}.{did_you_mean(self.function, public)}\n{has}"
+            )
+        if not callable(function):
+            raise UserError(f"{self.name} is a {type(function).__name__}, not a function that returns a task.")
+        return function
+
+
+def find_task(reference: str, arguments: dict[str, Any] | None = None) -> TaskSource:
+    """Resolve TASK to a source file and a function's name without importing the user's code.
+
+    Args:
+        reference: TASK as typed; ``:function`` may be left off and is then ``build``.
+        arguments: The user's ``--set`` arguments.
+
+    Raises:
+        UserError: There is no such module, file or built-in task.
+    """
+    given = tuple(sorted((arguments or {}).items()))
+    if reference in BUILTIN:
+        module, function = BUILTIN[reference].split(":")
+        return TaskSource(reference, module, function, _module_file(module, reference), given)
+    place, function = reference, "build"
+    if ":" in reference:
+        place, function = reference.rsplit(":", 1)
+    if not place or not function.isidentifier():
+        raise UserError(
+            f"{reference!r} is not a task.\n"
+            f"Write module:function, path/to/file.py:function or one of {', '.join(BUILTIN)}."
+        )
+    if place.endswith(".py") or os.sep in place:
+        file = Path(place)
+        if not file.is_file():
+            near = [path.name for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
+            raise UserError(f"There is no file {place!r} (looked in {Path.cwd()}).{did_you_mean(file.name, near)}")
+        return TaskSource(f"{place}:{function}", str(file.resolve()), function, file.resolve(), given)
+    return TaskSource(f"{place}:{function}", place, function, _module_file(place, reference), given)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's (if it is loaded or can be) and torch's generators on every device."""
+    import torch
+
+    random.seed(seed)
+    try:
+        import numpy
+    except ImportError:
+        pass
+    else:
+        numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _module_file(module: str, reference: str) -> Path:
+    local = [path.stem for path in Path.cwd().glob("*.py")]
+    if Path.cwd().as_posix() not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = importlib.util.find_spec(module)
+    except UserError:
+        raise
+    except (ImportError, ValueError):
+        spec = None
+    except Exception as error:  # a parent package is imported on the way, and it is the user's
+        raise UserCodeError(reference, error) from error
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise UserError(
+            f"There is no module {module!r} (looked in {Path.cwd()} and the installed packages)."
+            f"{did_you_mean(module, local + list(BUILTIN))}\n"
+            f"Write module:function, path/to/file.py:function or one of {', '.join(BUILTIN)}."
+        )
+    return Path(spec.origin)
+
+
+def _import(source: TaskSource) -> Any:
+    try:
+        if not source.module.endswith(".py"):
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(source.module)
+        name = "momo_task_" + hashlib.sha256(source.module.encode()).hexdigest()[:12]
+        if name in sys.modules:
+            return sys.modules[name]
+        folder = str(source.file.parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        spec = importlib.util.spec_from_file_location(name, source.file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserCodeError(source.name, error) from error
+
+
+def _keywords(function: Callable[..., Any], name: str, offered: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for key in given:
+        if key not in named and not takes_any:
+            takes = ", ".join(n for n in named if n not in offered) or "none"
+            raise UserError(f"--set {key}: {name} takes no argument {key!r}.{did_you_mean(key, named)}\nIts arguments: {takes}.")
+    keywords = {key: value for key, value in offered.items() if key in named or takes_any} | given
+    for key in named:
+        if key not in keywords and parameters[key].default is inspect.Parameter.empty:
+            raise UserError(f"{name} needs the argument {key!r}.\nGive it with --set {key}=…, or give it a default.")
+    return keywords
+
+
+__all__ = ["TaskSource", "find_task", "seed_everything", "user_frames"]

@@ -1,0 +1,1 @@
+"""Training: one run (``single``), many at once (``together``), and who trains what where (``execute``)."""

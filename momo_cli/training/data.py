@@ -1,0 +1,100 @@
+"""Batches on their way to the device: moving, measuring, and going round the training data again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from momo_cli.errors import UserError
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """``batch`` with every tensor in it on ``device``: tensors, and tuples, lists and dicts of them."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return type(batch)({key: move(value, device) for key, value in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(move(value, device) for value in batch)
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def tensors(batch: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in ``batch``."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        for value in batch.values():
+            yield from tensors(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from tensors(value)
+
+
+def batch_size(batch: Any) -> int:
+    """Samples in ``batch``: the first dimension of its first tensor that has one.
+
+    >>> batch_size({"x": torch.zeros(8, 3)})
+    8
+    """
+    return next((len(tensor) for tensor in tensors(batch) if tensor.dim()), 1)
+
+
+def endless(train: Iterable[Any]) -> Iterator[Any]:
+    """The batches of ``train``, pass after pass."""
+    while True:
+        empty = True
+        for batch in train:
+            empty = False
+            yield batch
+        if empty:
+            raise UserError("train gave no batch at its second pass: it must be possible to iterate it again and again.")
+
+
+class Generators:
+    """The states of the global random number generators (Python's, NumPy's, torch's on each device), kept aside."""
+
+    def __init__(self) -> None:
+        numpy = sys.modules.get("numpy")
+        self._python, self._numpy = random.getstate(), numpy.random.get_state() if numpy else None
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def restore(self) -> None:
+        """Set the generators to these states."""
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+
+@contextlib.contextmanager
+def generators_restored(*loaders: Any) -> Iterator[None]:
+    """Leave every random number generator, those of the loaders too, as it was found.
+
+    What is measured before training must not change the order of the data that training sees.
+    """
+    own = [g for loader in loaders for g in _own_generators(loader)]
+    states = [generator.get_state() for generator in own]
+    before = Generators()
+    try:
+        yield
+    finally:
+        before.restore()
+        for generator, state in zip(own, states):
+            generator.set_state(state)
+
+
+def _own_generators(loader: Any) -> list[torch.Generator]:
+    places = [loader, getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
+    found = [getattr(place, "generator", None) for place in places]
+    return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and not any(g is h for h in found[:i])]

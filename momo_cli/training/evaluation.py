@@ -1,0 +1,153 @@
+"""The objective: of the model as it is, before the first step and after the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from momo_cli.errors import UserError, did_you_mean
+from momo_cli.plan.settings import Settings
+from momo_cli.task.definition import Task
+from momo_cli.training.data import batch_size, generators_restored, move
+
+_INITIAL_BATCHES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Means over ``val``, weighted by batch size; empty without ``val``."""
+
+    val_loss: float | None = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def of(self, objective: str, train_loss: float | None) -> float | None:
+        """The objective's value.
+
+        Raises:
+            UserError: There is no such metric.
+        """
+        if objective == "train_loss":
+            return train_loss
+        if objective == "val_loss":
+            return self.val_loss
+        if objective not in self.metrics:
+            known = ["train_loss", "val_loss", *self.metrics]
+            raise UserError(
+                f"--objective {objective}: the task has no such metric.{did_you_mean(objective, known)}\n"
+                f"It has {', '.join(known)}."
+            )
+        return self.metrics[objective]
+
+
+def objective_name(task: Task, settings: Settings) -> str:
+    """The objective asked for, else ``val_loss`` where there is ``val``, else ``train_loss``.
+
+    Raises:
+        UserError: It needs ``val`` or ``metrics``, and the task has none.
+    """
+    name = settings.objective or ("train_loss" if task.val is None else "val_loss")
+    if name != "train_loss" and task.val is None:
+        raise UserError(f"--objective {name} is measured on val, and the task has none.\nReturn val=…, or use --objective train_loss.")
+    if name not in ("train_loss", "val_loss") and task.metrics is None:
+        raise UserError(f"--objective {name}: the task has no metrics.\nReturn metrics=…, or use val_loss or train_loss.")
+    return name
+
+
+@contextlib.contextmanager
+def precision(settings: Settings, device: torch.device) -> Iterator[None]:
+    """Autocast as ``--amp`` says."""
+    if settings.amp == "off":
+        yield
+    else:
+        dtype = torch.bfloat16 if settings.amp == "bf16" else torch.float16
+        with torch.autocast(device.type, dtype=dtype):
+            yield
+
+
+def scalar_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
+    """The task's loss of one batch, checked to be one number.
+
+    Raises:
+        UserError: It is something else.
+    """
+    loss = task.loss(model, batch)
+    if isinstance(loss, torch.Tensor) and loss.dim() == 0:
+        return loss
+    is_what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+    raise UserError(f"The task's loss(model, batch) returned {is_what}, not a 0-dim tensor.\nReturn the mean loss of the batch.")
+
+
+def evaluate(task: Task, model: torch.nn.Module, settings: Settings, device: torch.device) -> Evaluation:
+    """``loss`` and ``metrics`` over ``val``, in eval mode and without gradients."""
+    if task.val is None:
+        return Evaluation()
+    sums: dict[str, Any] = {}
+    samples, loss_sum = 0, torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), precision(settings, device):
+        for batch in task.val:
+            batch = move(batch, device)
+            size = batch_size(batch)
+            loss_sum += size * scalar_loss(task, model, batch).to(loss_sum)
+            for name, value in (checked_metrics(task.metrics(model, batch)) if task.metrics else {}).items():
+                sums[name] = sums.get(name, 0.0) + size * value
+            samples += size
+    model.train(was_training)
+    return Evaluation(float(loss_sum) / samples, {name: float(value) / samples for name, value in sums.items()})
+
+
+def checked_metrics(metrics: Any) -> dict[str, Any]:
+    """``metrics(model, batch)`` as returned, if it is a dict.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if not isinstance(metrics, dict):
+        raise UserError(f"The task's metrics(model, batch) returned a {type(metrics).__name__}, not a dict {{name: number}}.")
+    return metrics
+
+
+def initial_values(
+    task: Task, model: torch.nn.Module, objective: str, settings: Settings, device: torch.device
+) -> tuple[float | None, float]:
+    """ℓ0, the objective before the first step, and the loss that divergence is measured against.
+
+    The two are one where the objective is a loss; for a metric the second is ``val_loss``. No generator, buffer
+    or mode is other afterwards, so that training goes as if nothing had been measured.
+    """
+    with generators_restored(task.train, task.val):
+        if objective == "train_loss":
+            loss = train_loss_before(task, model, settings, device)
+            return (task.initial if task.initial is not None else loss), loss
+        before = evaluate(task, model, settings, device)
+    value = before.of(objective, None)
+    assert before.val_loss is not None
+    return (task.initial if task.initial is not None else value), before.val_loss
+
+
+def train_loss_before(task: Task, model: torch.nn.Module, settings: Settings, device: torch.device) -> float:
+    """Mean training loss over the first 10 batches, of the model as it is."""
+    with buffers_restored(model), torch.no_grad(), precision(settings, device):
+        model.train()
+        losses = [scalar_loss(task, model, move(batch, device)).float() for batch in itertools.islice(task.train, _INITIAL_BATCHES)]
+    return float(torch.stack(losses).mean())
+
+
+@contextlib.contextmanager
+def buffers_restored(model: torch.nn.Module) -> Iterator[None]:
+    """Leave the model's buffers (BatchNorm's running statistics) as they were found."""
+    saved = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(saved[name])
+
+

@@ -1,0 +1,229 @@
+"""The stack: K copies of one model, their parameters and gradients in one ``[K, N]`` buffer each, run by one vectorized pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.func import functional_call, vmap
+
+from momo_cli.errors import UserError
+from momo_cli.plan.settings import Settings
+from momo_cli.task.definition import Task
+from momo_cli.training.data import tensors
+from momo_cli.training.evaluation import checked_metrics, precision, scalar_loss
+
+
+class CannotStack(Exception):
+    """The runs can't be trained together; the message says why, in one line."""
+
+
+class _Objective(torch.nn.Module):
+    """The task's loss or metrics as a module around the model, so that its parameters can be replaced in the whole call."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task, self.model = task, task.model
+
+    def forward(self, batch: Any, metrics: bool) -> Any:
+        if metrics:
+            return {name: torch.as_tensor(value) for name, value in checked_metrics(self.task.metrics(self.model, batch)).items()}  # type: ignore[misc]
+        return scalar_loss(self.task, self.model, batch)
+
+
+class Stack:
+    """K models of one structure.
+
+    Args:
+        tasks: The task of each row, already on the device; rows of one seed may share an object.
+        seed_of: For each row, the index of its seed among the batches given to :meth:`gradients`.
+        settings: For the precision.
+
+    Attributes:
+        x: Parameters, ``[K, N]``; every step changes them in place.
+        g: Gradients, ``[K, N]``.
+
+    Raises:
+        CannotStack: The models' parameters don't fit in one buffer.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed_of: Sequence[int], settings: Settings) -> None:
+        self.objective = _Objective(tasks[0])
+        self.settings = settings
+        named = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
+        if not named:
+            raise CannotStack("the model has no trainable parameter")
+        if len({(p.dtype, p.device) for p in named.values()}) > 1:
+            raise CannotStack("its parameters have several dtypes or devices")
+        self.names = list(named)
+        self.shapes = [p.shape for p in named.values()]
+        first = next(iter(named.values()))
+        self.device = first.device
+        self.x = torch.empty(len(tasks), sum(p.numel() for p in named.values()), dtype=first.dtype, device=first.device)
+        self.g = torch.empty_like(self.x)
+        self.fixed: dict[str, torch.Tensor] = {}
+        modules = {id(task): _Objective(task) for task in tasks}
+        own = [dict(modules[id(task)].named_parameters()) | dict(modules[id(task)].named_buffers()) for task in tasks]
+        try:
+            for row, tensors_of in zip(self.x, own):
+                row.copy_(torch.cat([tensors_of[name].detach().reshape(-1) for name in self.names]))
+            for name in own[0]:
+                if name not in named:
+                    self.fixed[name] = torch.stack([tensors_of[name].detach() for tensors_of in own])
+        except (KeyError, RuntimeError) as error:
+            raise CannotStack(f"its parameters differ between seeds ({error})") from None
+        self.seed_of = torch.tensor(list(seed_of), device=self.device)
+        self.seeds = max(seed_of) + 1
+        self._bind()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def _bind(self) -> None:
+        parts = self.x.split([shape.numel() for shape in self.shapes], dim=1)
+        self.leaves = {
+            name: part.view(len(self.x), *shape).detach().requires_grad_()
+            for name, part, shape in zip(self.names, parts, self.shapes)
+        }
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows alone."""
+        self.x = self.x[rows]
+        self.g = torch.empty_like(self.x)
+        self.fixed = {name: buffer[rows] for name, buffer in self.fixed.items()}
+        self.seed_of = self.seed_of[rows]
+        self._bind()
+
+    def gradients(self, batches: Sequence[Any]) -> torch.Tensor:
+        """One forward and backward pass for all rows, gradients into ``g``; returns the losses, ``[K]``.
+
+        Args:
+            batches: One for each seed.
+
+        Raises:
+            CannotStack: A trainable parameter has no gradient in this step.
+        """
+        losses = self._call(batches, self.leaves)
+        # The runs are independent, so the gradient of the sum holds each run's own in its row.
+        found = torch.autograd.grad(losses.sum(), list(self.leaves.values()), allow_unused=True)
+        if any(grad is None for grad in found):
+            missing = self.names[[grad is None for grad in found].index(True)].removeprefix("model.")
+            raise CannotStack(f"its parameter {missing} gets no gradient")
+        torch.cat([grad.reshape(len(self), -1) for grad in found], dim=1, out=self.g)
+        return losses.detach()
+
+    def evaluate(self, batches: Sequence[Any], metrics: bool = False) -> Any:
+        """Losses ``[K]``, or metrics ``{name: [K]}``, without gradients."""
+        with torch.no_grad():
+            return self._call(batches, self.leaves, metrics)
+
+    def _call(self, batches: Sequence[Any], parameters: dict[str, torch.Tensor], metrics: bool = False) -> Any:
+        shared = self.seeds == 1
+        inputs = [] if shared else self._by_row(batches)
+
+        def one(values: dict[str, torch.Tensor], fixed: dict[str, torch.Tensor], inputs: list[torch.Tensor]) -> Any:
+            batch = batches[0] if shared else replaced(batches[0], iter(inputs))
+            return functional_call(self.objective, {**values, **fixed}, (batch, metrics))
+
+        with precision(self.settings, self.device):
+            return vmap(one, in_dims=(0, 0, 0), randomness="different")(parameters, self.fixed, inputs)
+
+    def _by_row(self, batches: Sequence[Any]) -> list[torch.Tensor]:
+        """Each tensor of the batches, ``[K, …]``: every row gets its own seed's."""
+        columns = list(zip(*(tensors(batch) for batch in batches)))
+        if any(tensor.shape != column[0].shape for column in columns for tensor in column):
+            raise CannotStack("batches of different seeds differ in shape")
+        return [torch.stack(column)[self.seed_of] for column in columns]
+
+    def load_into_model(self, row: int) -> torch.nn.Module:
+        """The model itself with this row's parameters and buffers, for what can't be vectorized."""
+        values = {name: leaf[row] for name, leaf in self.leaves.items()} | {name: b[row] for name, b in self.fixed.items()}
+        with torch.no_grad():
+            for name, tensor in [*self.objective.named_parameters(), *self.objective.named_buffers()]:
+                tensor.copy_(values[name])
+        return self.objective.model
+
+
+def replaced(batch: Any, values: Iterator[torch.Tensor]) -> Any:
+    """``batch`` with its tensors replaced, in the order of :func:`momo_cli.training.data.tensors`.
+
+    >>> replaced({"x": torch.zeros(2), "n": 3}, iter([torch.ones(2)]))
+    {'x': tensor([1., 1.]), 'n': 3}
+    """
+    if isinstance(batch, torch.Tensor):
+        return next(values)
+    if isinstance(batch, dict):
+        return type(batch)({key: replaced(value, values) for key, value in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(replaced(value, values) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(replaced(value, values) for value in batch)
+    return batch
+
+
+def check_stack(task: Task, batch: Any, settings: Settings) -> None:
+    """Find out by a trial step whether the task's model can be vectorized, and gives then what it gives alone.
+
+    Args:
+        task: On the device; its parameters and buffers are as before afterwards.
+        batch: One of its batches, on the device.
+
+    Raises:
+        CannotStack: It can't, and why.
+        UserError: The task's loss is wrong.
+    """
+    model = task.model
+    saved = {name: tensor.detach().clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    try:
+        model.train()
+        if _is_random(task, batch, settings):
+            model.eval()  # with dropout two passes differ anyway: compare without it
+            _compare(task, batch, settings)
+            model.train()
+            stack = Stack([task] * 2, [0, 0], settings)
+            stack.gradients([batch])
+        else:
+            _compare(task, batch, settings)
+    except (CannotStack, UserError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CannotStack(reason if len(reason) < 150 else reason[:147] + "…") from error
+    finally:
+        model.train()
+        with torch.no_grad():
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                tensor.copy_(saved[name])
+
+
+def _compare(task: Task, batch: Any, settings: Settings) -> None:
+    stack = Stack([task] * 2, [0, 0], settings)
+    with torch.no_grad():
+        # Rows that differ, so that a loss that doesn't look at the replaced parameters is found out.
+        stack.x[1].mul_(1 + 0.05 * torch.rand_like(stack.x[1]))
+    rows = stack.x.clone()
+    fixed = {name: buffer.clone() for name, buffer in stack.fixed.items()}
+    losses = stack.gradients([batch])
+    tolerance = 5e-2 if settings.amp != "off" else 1e-8 if rows.dtype == torch.float64 else 1e-3
+    for row in range(2):
+        with torch.no_grad():
+            stack.x.copy_(rows)
+        after, stack.fixed = stack.fixed, fixed
+        model = stack.load_into_model(row)
+        stack.fixed = after
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        with precision(settings, stack.device):
+            loss = scalar_loss(task, model, batch)
+        alone = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trainable)])
+        pairs = [(stack.g[row], alone), (losses[row], loss.detach())]
+        pairs += [(after[name][row], buffer) for name, buffer in stack.objective.named_buffers()]
+        for together, separate in pairs:
+            difference = (together.double() - separate.double()).norm()
+            if not difference <= tolerance * separate.double().norm() + 1e-6 * tolerance:
+                raise CannotStack("a trial step gave other values than the model alone")
+
+
+def _is_random(task: Task, batch: Any, settings: Settings) -> bool:
+    with torch.no_grad(), precision(settings, next(task.model.parameters()).device):
+        return bool(scalar_loss(task, task.model, batch) != scalar_loss(task, task.model, batch))

@@ -1,0 +1,232 @@
+"""Optimizers that update many runs at once: one row a run, one learning rate a row.
+
+Each class here takes rows of the stack that share an optimizer and its arguments. ``x`` and ``g`` are the rows' parameters
+and gradients, ``[runs, parameters]``, in storage that may move between steps; the optimizer owns its state. Anything
+that has no class of its own is stepped row by row by the real optimizer (:class:`RowByRow`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from momo.directions import Adam as AdamDirection
+from momo.directions import Momentum as MomentumDirection
+from momo.step_size import Term, average, truncated_step, weight_sum
+from momo_cli.plan.grid import RunSpec
+from momo_cli.training.stepping import Stepper
+
+
+class Rows(Protocol):
+    """An optimizer over the rows of some runs."""
+
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> dict[str, Any] | None:
+        """Update ``x`` in place; ``factor`` multiplies every LR. Momo's methods return their diagnostics by row."""
+
+    def keep(self, rows: torch.Tensor, x: torch.Tensor) -> None:
+        """Go on with these rows alone; ``x`` is where their parameters lie now."""
+
+
+class _Vectorized:
+    """State that is one tensor with a row for each run."""
+
+    def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+        self.steps = 0
+        self.lr = x.new_tensor([[spec.lr] for spec in specs])
+        decays = [dict(spec.params).get("weight_decay", arguments["weight_decay"]) for spec in specs]
+        self.decays = any(decays)
+        self.decay = x.new_tensor([[decay] for decay in decays])
+        self.buffers: list[torch.Tensor] = []
+
+    def keep(self, rows: torch.Tensor, x: torch.Tensor) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value[rows])
+        self.buffers = [buffer[rows] for buffer in self.buffers]
+
+
+class SGDRows(_Vectorized):
+    """``torch.optim.SGD``: momentum, dampening, Nesterov, weight decay."""
+
+    takes = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
+
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> None:
+        momentum = self.arguments["momentum"]
+        if self.decays:
+            g = g + self.decay * x
+        u = g
+        if momentum:
+            if not self.buffers:
+                self.buffers = [g.clone()]
+            else:
+                self.buffers[0].mul_(momentum).add_(g, alpha=1 - self.arguments["dampening"])
+            u = g + momentum * self.buffers[0] if self.arguments["nesterov"] else self.buffers[0]
+        x.sub_(factor * self.lr * u)
+
+
+class AdamRows(_Vectorized):
+    """``torch.optim.Adam``: the decay is part of the gradient."""
+
+    takes = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    decoupled = False
+
+    def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, arguments: dict[str, Any]) -> None:
+        super().__init__(specs, x, arguments)
+        self.buffers = [torch.zeros_like(x), torch.zeros_like(x)]
+
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> None:
+        self.steps += 1
+        lr = factor * self.lr
+        if self.decays and self.decoupled:
+            x.mul_(1 - lr * self.decay)
+        elif self.decays:
+            g = g + self.decay * x
+        u = AdamDirection.of(self.arguments, self.steps, False).accumulate(g, self.buffers, torch.empty_like(x))
+        x.sub_(lr / weight_sum(self.steps, self.arguments["betas"][0]) * u)
+
+
+class AdamWRows(AdamRows):
+    """``torch.optim.AdamW``: the decay is decoupled."""
+
+    takes = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
+    decoupled = True
+
+
+class _TruncatedRows(_Vectorized):
+    """What Momo's methods share: a direction, and the step size that the truncated model gives each row."""
+
+    direction: Any
+
+    def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, arguments: dict[str, Any]) -> None:
+        super().__init__(specs, x, {"bias_correction": True, "divide": True} | arguments)
+        self.buffers = [torch.zeros_like(x) for _ in self.direction.buffers]
+        self.loss_average, self.gamma = x.new_zeros(len(x)), x.new_zeros(len(x))
+        self.lower_bound = x.new_full((len(x),), float(arguments["lb"]))
+
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> dict[str, Any]:
+        self.steps += 1
+        arguments, corrected = self.arguments, self.arguments["bias_correction"]
+        beta = arguments["beta"] if "beta" in arguments else arguments["betas"][0]
+        first = self.steps == 1 and not corrected
+        lr = factor * self.lr
+        decay = 1 + lr * self.decay
+        rho = weight_sum(self.steps, beta, corrected)
+        gx = (g * x).sum(1)
+        direction = self.direction.of(arguments, self.steps, first)
+        u = direction.accumulate(g, self.buffers, torch.empty_like(x))
+        d = self.buffers[0]
+        self.loss_average = average(self.loss_average, losses.to(x.dtype), beta, first)
+        self.gamma = average(self.gamma, gx, beta, first)
+        answer = truncated_step(
+            loss_average=self.loss_average,
+            gamma=self.gamma,
+            rho=rho,
+            lower_bound=self.lower_bound,
+            terms=[Term(lr[:, 0] / rho, decay[:, 0], (d * x).sum(1), (d * u).sum(1))],
+            use_fstar=arguments["use_fstar"],
+            floor=float(arguments["lb"]),
+        )
+        self.lower_bound = answer.lower_bound
+        cap = lr[:, 0] / rho
+        moved = (answer.multiplier * cap)[:, None] * u
+        if not self.decays:
+            x.sub_(moved)
+        elif arguments["divide"]:
+            x.sub_(moved).div_(decay)
+        else:
+            x.mul_(2 - decay).sub_(moved)
+        return {"step_size": answer.multiplier * cap, "adaptive_term": answer.adaptive * cap, "cap": cap, "capped": answer.capped}
+
+
+class MomoRows(_TruncatedRows):
+    """``momo.Momo``."""
+
+    takes = {"weight_decay": 0.0, "beta": 0.9, "lb": 0.0, "bias_correction": False, "use_fstar": False}
+    direction = MomentumDirection
+
+
+class MomoAdamRows(_TruncatedRows):
+    """``momo.MomoAdam``."""
+
+    takes = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "lb": 0.0, "divide": True, "use_fstar": False}
+    direction = AdamDirection
+
+
+class RowByRow:
+    """The real optimizer, one for each row: the runs share forward and backward passes, and step one by one."""
+
+    def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, shapes: Sequence[torch.Size]) -> None:
+        self.shapes = shapes
+        self.rows = [[torch.nn.Parameter(view) for view in self._views(row)] for row in x]
+        self.steppers = [
+            Stepper(spec.optimizer.build(parameters, spec.lr, dict(spec.params)), clip=None)
+            for spec, parameters in zip(specs, self.rows)
+        ]
+        for stepper in self.steppers:
+            stepper.set_mode(training=True)
+
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> dict[str, Any] | None:
+        diagnostics = []
+        for parameters, row, loss, stepper in zip(self.rows, g, losses, self.steppers):
+            for parameter, view in zip(parameters, self._views(row)):
+                parameter.grad = view
+            stepper.set_lr(factor)
+            stepper.step_with(loss)
+            if hasattr(stepper.optimizer, "diagnostics"):
+                diagnostics.append({key: value.reshape(-1)[0] for key, value in stepper.optimizer.diagnostics().items()})
+        if not diagnostics:
+            return None
+        return {key: torch.stack([figures[key] for figures in diagnostics]) for key in diagnostics[0]}
+
+    def keep(self, rows: torch.Tensor, x: torch.Tensor) -> None:
+        kept = rows.tolist()
+        self.rows, self.steppers = [self.rows[i] for i in kept], [self.steppers[i] for i in kept]
+        for parameters, row in zip(self.rows, x):
+            for parameter, view in zip(parameters, self._views(row)):
+                parameter.data = view
+
+    def finish(self) -> None:
+        """Put optimizers that have modes into theirs for evaluation, which may change the parameters in place."""
+        for stepper in self.steppers:
+            stepper.set_mode(training=False)
+
+    def _views(self, row: torch.Tensor) -> list[torch.Tensor]:
+        sizes = [shape.numel() for shape in self.shapes]
+        return [part.view(shape) for part, shape in zip(row.detach().split(sizes), self.shapes)]
+
+
+_VECTORIZED: dict[str, type[_Vectorized]] = {
+    "momo.Momo": MomoRows,
+    "momo.MomoAdam": MomoAdamRows,
+    "torch.optim.SGD": SGDRows,
+    "torch.optim.Adam": AdamRows,
+    "torch.optim.AdamW": AdamWRows,
+}
+
+
+def can_stack(spec: RunSpec) -> bool:
+    """Whether the optimizer can step after a gradient that others computed: all can but those that need a closure."""
+    loaded, _ = spec.optimizer.load()
+    closure = inspect.signature(loaded.step).parameters.get("closure")
+    return closure is None or closure.default is not inspect.Parameter.empty
+
+
+def group_key(spec: RunSpec) -> tuple[Any, ...]:
+    """Runs of one key can share an object of this module: the same optimizer, and only LR and weight decay differ."""
+    return spec.optimizer.label, tuple(item for item in spec.params if item[0] != "weight_decay")
+
+
+def stacked_optimizer(specs: Sequence[RunSpec], x: torch.Tensor, shapes: Sequence[torch.Size]) -> Rows:
+    """The optimizer of ``specs``, which have one :func:`group_key`, over their rows ``x``."""
+    loaded, arguments = specs[0].optimizer.load()
+    arguments = arguments | dict(specs[0].params)
+    name = f"{loaded.__module__.rpartition('.')[0] or loaded.__module__}.{loaded.__name__}"
+    rows = _VECTORIZED.get(name)
+    if rows is None or not set(arguments) <= set(rows.takes):  # type: ignore[attr-defined]
+        return RowByRow(specs, x, shapes)
+    defaults = {key: p.default for key, p in inspect.signature(loaded.__init__).parameters.items() if key in rows.takes}  # type: ignore[attr-defined]
+    return rows(specs, x, rows.takes | defaults | arguments)  # type: ignore[attr-defined]

@@ -1,0 +1,40 @@
+"""What Momo's methods did at each step: the step size against its cap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_POINTS = 100
+
+
+class StepSizes:
+    """Collects ``diagnostics()`` of one run without waiting for the device.
+
+    Args:
+        steps: Steps the run is to take; about 100 of them are kept for the plot, all count for the share.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._every = max(1, steps // _POINTS)
+        self._capped: Any = 0
+        self._count = 0
+        self._kept: list[tuple[int, Any, Any, Any]] = []
+
+    def add(self, step: int, diagnostics: dict[str, Any]) -> None:
+        """Take the figures of ``step`` (from 1)."""
+        self._capped = self._capped + diagnostics["capped"]
+        self._count += 1
+        if step % self._every == 0 or step == 1:
+            # One value for each parameter group, and a task has one group.
+            kept = (diagnostics[key].reshape(-1)[0] for key in ("step_size", "cap", "adaptive_term"))
+            self._kept.append((step, *(value.clone() for value in kept)))
+
+    @property
+    def capped(self) -> float | None:
+        """Share of the steps that took the cap; None before the first."""
+        return float(self._capped) / self._count if self._count else None
+
+    @property
+    def trace(self) -> list[list[float]] | None:
+        """``[step, step size, cap, adaptive term]`` of the steps kept."""
+        return [[step, *map(float, rest)] for step, *rest in self._kept] or None

@@ -1,0 +1,252 @@
+"""Training runs together: any mix of optimizers, learning rates and seeds of one task, in one stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from momo_cli.errors import UserError
+from momo_cli.plan.grid import RunSpec
+from momo_cli.plan.settings import Settings
+from momo_cli.runs import Run
+from momo_cli.task.definition import Task
+from momo_cli.task.loading import TaskSource
+from momo_cli.training.data import Generators, batch_size, endless, move
+from momo_cli.training.evaluation import Evaluation, evaluate, initial_values, objective_name
+from momo_cli.training.history import History
+from momo_cli.training.single import Watch, finished
+from momo_cli.training.stack import CannotStack, Stack
+from momo_cli.training.stacked_optimizers import Rows, group_key, stacked_optimizer
+from momo_cli.training.steps_taken import StepSizes
+
+_LEFT = 8  # compact the stack when an eighth of its rows has left
+
+
+class _Seed:
+    """One seed's task and batches; the generators of each seed are its own, as if it were trained alone."""
+
+    def __init__(self, source: TaskSource, seed: int, settings: Settings, device: torch.device) -> None:
+        self.device = device
+        self.task: Task = source.build(seed, device)
+        self.task.model.to(device).train()
+        self.objective = objective_name(self.task, settings)
+        self.steps = self.task.count_steps(settings.steps, settings.epochs)
+        self.initial, self.initial_loss = initial_values(self.task, self.task.model, self.objective, settings, device)
+        self._batches = endless(self.task.train)
+        self._generators = Generators()
+
+    def next_batch(self, alone: bool) -> Any:
+        """The next batch; with other seeds beside it (not ``alone``), drawn with this seed's own generators."""
+        if not alone:
+            self._generators.restore()
+        batch = move(next(self._batches), self.device)
+        if not alone:
+            self._generators = Generators()
+        return batch
+
+
+@dataclasses.dataclass
+class _Row:
+    """One run of the stack: what is known of it so far."""
+
+    spec: RunSpec
+    seed: _Seed
+    history: History
+    taken: StepSizes
+    left: bool = False
+    index: int = -1
+
+    def fields(self, seconds: float) -> dict[str, Any]:
+        """What every ending of the run has in common."""
+        return {
+            "initial": self.seed.initial,
+            "train_loss": self.history.train_loss,
+            "steps": len(self.history.losses),
+            "seconds": seconds,
+            "capped": self.taken.capped,
+            "curve": self.history.curve,
+            "step_sizes": self.taken.trace,
+        }
+
+
+def train_together(
+    source: TaskSource, specs: Sequence[RunSpec], settings: Settings, device: torch.device, watch: Watch | None = None
+) -> Iterator[tuple[RunSpec, Run]]:
+    """Train ``specs`` in one stack, and give each run as it ends.
+
+    A run's ``seconds`` are its share of the stack's time: each step's time over the runs that took it.
+
+    Args:
+        source: Builds the task, once for each seed.
+        specs: The runs; their optimizers must not need a closure.
+        settings: As for a single run.
+        device: Where the stack lies.
+        watch: Told of each run's progress; True stops that run as pruned.
+
+    Raises:
+        CannotStack: The stack can't be trained; the runs not given yet must be trained alone.
+        UserError: The task or the settings are wrong in a way that no run can mend.
+    """
+    try:
+        yield from _train(source, specs, settings, device, watch)
+    except (CannotStack, UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Alone, each run meets the same error or none; then it is reported as its own.
+        raise CannotStack(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from error
+
+
+def _train(
+    source: TaskSource, specs: Sequence[RunSpec], settings: Settings, device: torch.device, watch: Watch | None
+) -> Iterator[tuple[RunSpec, Run]]:
+    clock = time.perf_counter()
+    seeds = {seed: _Seed(source, seed, settings, device) for seed in dict.fromkeys(spec.seed for spec in specs)}
+    order = list(seeds)
+    steps = seeds[order[0]].steps
+    if any(seed.steps != steps for seed in seeds.values()):
+        raise CannotStack("its seeds take different numbers of steps")
+    # Runs that one optimizer object updates lie in neighbouring rows.
+    specs = sorted(specs, key=lambda spec: [group_key(s) for s in specs].index(group_key(spec)))
+    rows = [_Row(spec, seeds[spec.seed], History(steps, seeds[spec.seed].initial_loss), StepSizes(steps)) for spec in specs]
+    stack = Stack([row.seed.task for row in rows], [order.index(row.spec.seed) for row in rows], settings)
+    groups = _grouped(rows, stack)
+    seconds = (time.perf_counter() - clock) / len(rows)
+    spent = dict.fromkeys(map(id, rows), seconds)
+    read_every = 1 if device.type == "cpu" else 10
+    unread: list[torch.Tensor] = []
+    stack.objective.train()
+
+    for step in range(steps):
+        clock = time.perf_counter()
+        batches = [seed.next_batch(alone=len(order) == 1) for seed in seeds.values()]
+        losses = stack.gradients(batches)
+        with torch.no_grad():
+            if settings.clip is not None:
+                # As torch.nn.utils.clip_grad_norm_, for each row.
+                stack.g.mul_((settings.clip / (stack.g.norm(dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
+            factor = settings.lr_factor(step, steps)
+            for optimizer, start, end, members in groups:
+                diagnostics = optimizer.step(stack.x[start:end], stack.g[start:end], losses[start:end], factor)
+                if diagnostics is not None:
+                    _take(diagnostics, step + 1, members)
+        unread.append(losses)
+        if len(unread) == read_every or step + 1 == steps:
+            values = torch.stack(unread).tolist()
+            unread.clear()
+            for row, column in zip(rows, zip(*values)):
+                if not row.left:
+                    _advance(row, column, watch)
+        seconds = (time.perf_counter() - clock) / max(1, len(rows))
+        for row in rows:
+            spent[id(row)] += seconds
+        leaving = [row for row in rows if row.left and row.index >= 0]
+        for row in leaving:
+            row.index = -2
+            status = "diverged" if row.history.diverged else "pruned"
+            yield row.spec, row.spec.result(status=status, **row.fields(spent[id(row)]))
+        gone = sum(row.left for row in rows)
+        if gone == len(rows):
+            return
+        if leaving and not unread and gone * _LEFT >= len(rows):
+            rows, groups = _compacted(rows, groups, stack)
+
+    if any(row.left for row in rows):
+        rows, groups = _compacted(rows, groups, stack)
+    clock = time.perf_counter()
+    for optimizer, _, _, _ in groups:
+        finish = getattr(optimizer, "finish", None)
+        if finish is not None:
+            finish()
+    evaluations = _evaluate(stack, rows, seeds, settings, device)
+    seconds = (time.perf_counter() - clock) / len(rows)
+    for row, after in zip(rows, evaluations):
+        value = after.of(row.seed.objective, row.history.train_loss)
+        fields = row.fields(spent[id(row)] + seconds)
+        yield row.spec, finished(row.spec, row.seed.objective, value, val_loss=after.val_loss, metrics=after.metrics, **fields)
+
+
+_Group = tuple[Rows, int, int, list[_Row]]
+
+
+def _grouped(rows: list[_Row], stack: Stack) -> list[_Group]:
+    groups: list[_Group] = []
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or group_key(rows[end].spec) != group_key(rows[start].spec):
+            members = rows[start:end]
+            optimizer = stacked_optimizer([row.spec for row in members], stack.x[start:end], stack.shapes)
+            groups.append((optimizer, start, end, members))
+            start = end
+    for index, row in enumerate(rows):
+        row.index = index
+    return groups
+
+
+def _compacted(rows: list[_Row], groups: list[_Group], stack: Stack) -> tuple[list[_Row], list[_Group]]:
+    """The rows that are still there, moved together in the stack and in their optimizers."""
+    staying = torch.tensor([i for i, row in enumerate(rows) if not row.left], device=stack.device)
+    stack.keep(staying)
+    kept: list[_Group] = []
+    end = 0
+    for optimizer, _, _, members in groups:
+        local = [i for i, row in enumerate(members) if not row.left]
+        if not local:
+            continue
+        start, end = end, end + len(local)
+        optimizer.keep(torch.tensor(local, device=stack.device), stack.x[start:end])
+        kept.append((optimizer, start, end, [members[i] for i in local]))
+    return [row for row in rows if not row.left], kept
+
+
+def _advance(row: _Row, losses: Sequence[float], watch: Watch | None) -> None:
+    points = len(row.history.curve)
+    row.left = any(row.history.add(loss) for loss in losses)
+    if not row.left and watch is not None and len(row.history.curve) > points:
+        step, loss = row.history.curve[-1]
+        row.left = watch(row.spec, int(step), row.history.steps, loss)
+
+
+def _take(diagnostics: dict[str, torch.Tensor], step: int, members: list[_Row]) -> None:
+    columns = {key: value.unbind() for key, value in diagnostics.items()}
+    for i, row in enumerate(members):
+        if not row.left:
+            row.taken.add(step, {key: column[i] for key, column in columns.items()})
+
+
+def _evaluate(
+    stack: Stack, rows: list[_Row], seeds: dict[int, _Seed], settings: Settings, device: torch.device
+) -> list[Evaluation]:
+    """Each row's means over its own ``val``, all at once where that works."""
+    if rows[0].seed.task.val is None:
+        return [Evaluation()] * len(rows)
+    stack.objective.eval()
+    try:
+        return _evaluate_stacked(stack, seeds, device)
+    except UserError:
+        raise
+    except Exception:  # metrics that read numbers out of tensors, say: the plain way, run by run
+        evaluations = []
+        for i, row in enumerate(rows):
+            model = stack.load_into_model(i)
+            task = dataclasses.replace(row.seed.task, model=model)
+            evaluations.append(evaluate(task, model, settings, device))
+        return evaluations
+
+
+def _evaluate_stacked(stack: Stack, seeds: dict[int, _Seed], device: torch.device) -> list[Evaluation]:
+    has_metrics = stack.objective.task.metrics is not None
+    loss_sum, sums, samples = 0.0, {}, 0
+    for batches in zip(*(seed.task.val for seed in seeds.values()), strict=True):  # type: ignore[arg-type]
+        batches = tuple(move(batch, device) for batch in batches)
+        size = batch_size(batches[0])
+        loss_sum = loss_sum + size * stack.evaluate(batches).double()
+        for name, values in (stack.evaluate(batches, metrics=True) if has_metrics else {}).items():
+            sums[name] = sums.get(name, 0.0) + size * values.double()
+        samples += size
+    losses = (loss_sum / samples).tolist()  # type: ignore[union-attr]
+    metrics = {name: (values / samples).tolist() for name, values in sums.items()}
+    return [Evaluation(loss, {name: values[i] for name, values in metrics.items()}) for i, loss in enumerate(losses)]

@@ -1,0 +1,69 @@
+"""What tests of the command share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from momo_cli.__main__ import run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TASK = '''
+import torch
+
+def build(seed, width=8, samples=96):
+    data = torch.Generator().manual_seed(1)
+    x = 0.3 * torch.randn(samples, 4, generator=data)
+    y = x.sum(1, keepdim=True).sin() + 1
+    model = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+    train = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16, shuffle=True)
+    loss = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+    return model, loss, train
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in, with a small task in ``mymodule.py``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOMO_STORAGE", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [n for n in sys.modules if n == "mymodule" or n.startswith("momo_task_")]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "mymodule.py").write_text(TASK)
+    return tmp_path
+
+
+@pytest.fixture
+def momo(folder, capsys):
+    """Runs the command line in this process: ``momo("sweep", …) -> (exit code, stdout, stderr)``."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        for name in [n for n in sys.modules if n == "mymodule" or n.startswith("momo_task_")]:
+            del sys.modules[name]
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def momo_process(folder):
+    """Starts the command line as a process of its own, in the folder."""
+
+    def start(*arguments: str, **options) -> subprocess.Popen:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+        return subprocess.Popen(
+            [sys.executable, "-m", "momo_cli", *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options,
+        )
+
+    return start
