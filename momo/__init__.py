@@ -1,4 +1,8 @@
-"""MoMo: momentum models for adaptive learning rates, for PyTorch."""
+"""MoMo: momentum models for adaptive learning rates, for PyTorch.
+
+`Momo` is SGD with momentum, `MomoAdam` is Adam, both with a step size that adapts to the loss and is never larger than
+what the learning rate allows. Schaipp, Ohana, Eickenberg, Defazio, Gower, ICML 2024, https://arxiv.org/abs/2305.07583.
+"""
 
 from momo.momo import Momo
 from momo.momo_adam import MomoAdam

@@ -31,7 +31,7 @@ class TruncatedModelOptimizer(Optimizer):
     """
 
     direction: Any
-    _shared_options: tuple[str, ...] = ("lb", "use_fstar", "bias_correction")
+    _shared_options: tuple[str, ...] = ("lb", "use_fstar", "bias_correction")  # those that there are
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._reset()
@@ -159,7 +159,7 @@ class TruncatedModelOptimizer(Optimizer):
         host = plan.home.type == "cpu"
         options = self.param_groups[0]
         beta = self._momentum(options)
-        bias_correction = options["bias_correction"]
+        bias_correction = options.get("bias_correction", True)
 
         # The averages take in this step.
         options["step"] += 1
@@ -228,7 +228,7 @@ class TruncatedModelOptimizer(Optimizer):
         if self._last is None or self._plan is None:
             raise RuntimeError("diagnostics() tells about the last step, and none has been taken yet.")
         answer, caps, loss_average = self._last
-        cap = torch.stack([self._plan.tensor(c) for c in caps])
+        cap = torch.stack([self._plan.tensor(c).to(scalar_dtype(self._plan.home)) for c in caps])
         return {
             "step_size": self._plan.tensor(answer.multiplier) * cap,
             "adaptive_term": self._plan.tensor(answer.adaptive) * cap,
@@ -247,12 +247,10 @@ class TruncatedModelOptimizer(Optimizer):
     def _check_options(self, group: dict[str, Any]) -> None:
         """Raise ValueError for options out of range."""
         lr = group["lr"]
-        if isinstance(lr, Tensor):
-            if lr.numel() != 1:
-                raise ValueError(f"lr as a tensor must have one element, and has the shape {tuple(lr.shape)}.")
-        else:
-            _check_number("lr", lr, 0)
-        _check_number("weight_decay", group["weight_decay"], 0)
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"lr as a tensor must have one element, and has the shape {tuple(lr.shape)}.")
+        check_number("lr", float(lr), 0)
+        check_number("weight_decay", group["weight_decay"], 0)
         lb = group["lb"]
         if not isinstance(lb, (int, float)) or math.isnan(lb) or lb == math.inf:
             raise ValueError(f"lb must be a number below the loss, and is {lb!r}.")
@@ -268,7 +266,7 @@ class TruncatedModelOptimizer(Optimizer):
                     f"got {self._momentum(first)} and {self._momentum(group)}."
                 )
             for name in self._shared_options:
-                if group[name] != first[name]:
+                if group.get(name) != first.get(name):
                     raise ValueError(
                         f"all parameter groups must have the same {name}, because it belongs to the loss: "
                         f"got {first[name]} and {group[name]}."
@@ -484,7 +482,7 @@ def _write(scalar: Tensor, value: Scalar) -> None:
     scalar.copy_(value) if isinstance(value, Tensor) else scalar.fill_(value)
 
 
-def _check_number(name: str, value: Any, least: float, below: float = math.inf) -> None:
+def check_number(name: str, value: Any, least: float, below: float = math.inf) -> None:
     if not isinstance(value, (int, float)) or not least <= value < below:
         wanted = f"at least {least} and below {below}" if below < math.inf else f"finite and at least {least}"
         raise ValueError(f"{name} must be {wanted}, and is {value!r}.")
