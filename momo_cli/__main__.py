@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -33,7 +34,14 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own: a wrong option, a missing argument
             return _usage(error)
-        raise
+        if os.environ.get("MOMO_DEBUG"):
+            raise
+        print(
+            f"momo: a fault of momo's own, {type(error).__name__}: {error}\n"
+            "What finished is stored. MOMO_DEBUG=1 before the command shows where; please report it.",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def _usage(error: Exception) -> int:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
 from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.store import Store, StoredRuns, study_key
+from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
+
+if TYPE_CHECKING:
+    from momo_cli.training.execute import Resources
 
 
 class Display(Protocol):
@@ -40,6 +45,8 @@ class Experiment:
         device: ``--device``.
         study: ``--study``, or None.
         fresh: Train runs that are stored, too.
+        together: ``--together``: ``auto``, ``off`` or a number.
+        jobs: ``--jobs``, or None.
     """
 
     source: TaskSource
@@ -48,6 +55,8 @@ class Experiment:
     device: str = "auto"
     study: str | None = None
     fresh: bool = False
+    together: str = "auto"
+    jobs: int | None = None
 
     def stored(self) -> StoredRuns:
         """The stored runs of this task and settings."""
@@ -70,28 +79,43 @@ class Experiment:
             display.said(line)
         objective = stored.objective
         if missing:
-            from momo_cli.training.devices import parse_devices
             from momo_cli.training.execute import execute
 
-            devices = parse_devices(self.device)
-            objective = self._check(missing, devices[0])
+            resources = self._resources()
+            objective, task = self._check(missing, resources.devices[0])
             display.started(missing, len(specs) - len(missing))
+
+            def watch(spec: RunSpec, step: int, steps: int, loss: float) -> bool:
+                display.advanced(spec, step, steps, loss)
+                return False
+
             with stored:
                 stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), objective)
-                for run in execute(missing, self.source, self.settings, devices, display):
+                for spec, run in execute(missing, self.source, self.settings, resources, watch, display.said, task):
                     stored.add(run)
-                    found[_key(run)] = run
+                    found[spec.key] = run
+                    display.finished(spec, run)
         runs = [found[spec.key] for spec in specs if spec.key in found]
         return Collected(stored.name, objective, runs, len(specs) - len(missing), lines)
 
-    def _check(self, specs: list[RunSpec], device: Any) -> str:
-        """Find what is wrong before anything is trained; returns the objective's name."""
+    def _resources(self) -> Resources:
+        from momo_cli.training.devices import parse_devices
+        from momo_cli.training.execute import Resources
+
+        if self.together not in ("auto", "off") and not (self.together.isdigit() and int(self.together) > 0):
+            raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
+        together = {"auto": "auto", "off": 1}.get(self.together) or int(self.together)
+        return Resources(parse_devices(self.device), together, self.jobs)
+
+    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
+        """Find what is wrong before anything is trained; returns the objective's name and a task, built for that."""
         from momo_cli.training.evaluation import objective_name
 
         optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
         for optimizer, spec in optimizers.items():
             optimizer.check(spec.lr, dict(spec.params))
-        return objective_name(self.source.build(specs[0].seed, device), self.settings)
+        task = self.source.build(specs[0].seed, device)
+        return objective_name(task, self.settings), task
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import queue
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,11 @@ class StudyInfo:
     objective: str
     runs: int
     latest: str
+
+    @property
+    def study(self) -> str:
+        """The name without the ``+2`` of a continuation."""
+        return re.sub(r"\+\d+$", "", self.name)
 
     @property
     def task(self) -> str:
@@ -70,7 +76,14 @@ class Store:
         return file is None or file.exists()
 
     def studies(self) -> list[StudyInfo]:
-        """Every study of this command's, the latest used last."""
+        """Every study of this command's, the latest used last; runs in a study's continuations are counted with it."""
+        found: dict[str, StudyInfo] = {}
+        for info in sorted(self._all_studies(), key=lambda info: len(info.name)):
+            first = found.get(info.study)
+            found[info.study] = dataclasses.replace(first, runs=first.runs + info.runs) if first else info
+        return sorted(found.values(), key=lambda info: info.latest)
+
+    def _all_studies(self) -> list[StudyInfo]:
         if not self.exists():
             return []
         import optuna
@@ -84,7 +97,7 @@ class Store:
                 StudyInfo(study.study_name, key, study.user_attrs.get("objective", ""), study.n_trials,
                           study.user_attrs.get("latest", ""))
             )
-        return sorted(found, key=lambda info: info.latest)
+        return found
 
     def open(self, key: dict[str, Any], name: str | None = None) -> StoredRuns:
         """The runs of ``key``, for reading and adding.
@@ -237,7 +250,7 @@ class StoredRuns:
         if self._studies is None:
             if not create and not self.store.exists():
                 return []
-            names = [info.name for info in self.store.studies() if info.name.partition("+")[0] == self.name]
+            names = [info.name for info in self.store._all_studies() if info.study == self.name]
             self._studies = [self._load(name) for name in sorted(names, key=lambda name: (len(name), name))]
         if create:
             offered = {label for study in self._studies for label in study.user_attrs["optimizers"]}
@@ -268,9 +281,11 @@ class StoredRuns:
         return self.store._guarded(create)
 
 
-def study_key(task: str, source: str, arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything that changes a run's result: ``source`` is the digest of the task's source file."""
-    return {"task": task, "source": source, "set": arguments, "settings": settings}
+def study_key(
+    task: str, source: str, arguments: dict[str, Any], settings: dict[str, Any], imported: bool = False
+) -> dict[str, Any]:
+    """Everything that changes a run's result: ``source`` is the digest of the task's source file, or of the imported one."""
+    return {"task": task, "source": source, "set": arguments, "settings": settings} | ({"imported": True} if imported else {})
 
 
 def _trial_of(run: Run, optimizers: list[str]) -> optuna.trial.FrozenTrial:

@@ -27,14 +27,17 @@ def _starting(known: Any) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in known if word.startswith(incomplete)]
 
 
-TaskArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="TASK",
-        help="module:function, path/to/file.py:function (':build' may be left off), or a built-in task: " + ", ".join(BUILTIN) + ".",
+def task_argument(more: str = "") -> Any:
+    """The argument TASK, with ``more`` behind its help."""
+    builtin = ", ".join(BUILTIN)
+    return typer.Argument(
+        metavar="[TASK]" if more else "TASK",
+        help=f"module:function, path/to/file.py:function (':build' may be left off), or a built-in task: {builtin}. {more}".rstrip(),
         autocompletion=_starting(BUILTIN),
-    ),
-]
+    )
+
+
+TaskArgument = Annotated[str, task_argument()]
 StorageOption = Annotated[
     str, typer.Option(envvar="MOMO_STORAGE", metavar="URL", help="Optuna storage that keeps the runs.", rich_help_panel=_STORE)
 ]
@@ -95,6 +98,13 @@ class TrainingOptions:
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:0,cuda:1 or mps.", rich_help_panel=_TRAINING)
     ] = "auto"
+    together: Annotated[
+        str, typer.Option(metavar="auto|off|N", help="Runs trained at once in one process; auto measures.", rich_help_panel=_TRAINING)
+    ] = "auto"
+    jobs: Annotated[
+        Optional[int],
+        typer.Option(metavar="N", min=1, help="Processes. Default: what the machine can feed.", rich_help_panel=_TRAINING, show_default=False),
+    ] = None
     storage: StorageOption = DEFAULT_URL
     study: StudyOption = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is stored.", rich_help_panel=_STORE)] = False

@@ -53,13 +53,7 @@ def show(report: Report, outputs: OutputOptions, view: Callable[[Report, Any], N
 
         _write(outputs.json, json.dumps(document.to_json(report), indent=1) + "\n")
     if outputs.csv:
-        import io
-
-        from momo_cli.report import csv
-
-        buffer = io.StringIO()
-        csv.write(report, buffer)
-        _write(outputs.csv, buffer.getvalue())
+        write_csv(report, outputs.csv)
     if outputs.markdown:
         from momo_cli.report import markdown
 
@@ -74,6 +68,28 @@ def show(report: Report, outputs: OutputOptions, view: Callable[[Report, Any], N
 
         _write(str(outputs.report), html.render(report))
         notes.print(f"Report: {outputs.report}")
+
+
+def one_document(outputs: OutputOptions, tasks: int) -> None:
+    """Refuse to write the reports of several tasks to one file.
+
+    Raises:
+        UserError: There are several tasks and a file.
+    """
+    for flag in ("json", "csv", "markdown", "plot", "report"):
+        if tasks > 1 and getattr(outputs, flag) is not None:
+            raise UserError(f"--{flag} holds one task's report, and {tasks} tasks were given: compare them one at a time.")
+
+
+def write_csv(report: Report, file: str) -> None:
+    """Write the report's runs as CSV."""
+    import io
+
+    from momo_cli.report import csv
+
+    buffer = io.StringIO()
+    csv.write(report, buffer)
+    _write(file, buffer.getvalue())
 
 
 def _write(file: str, text: str) -> None:

@@ -10,7 +10,10 @@ from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, TrainingOptions
 from momo_cli.errors import UserError
 from momo_cli.experiment import Collected, Experiment
-from momo_cli.plan import RunSpec, grid, parse_lrs, parse_optimizers
+from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
+from momo_cli.plan.optimizers import KNOWN
+from momo_cli.runs import Run
+from momo_cli.store import Store
 from momo_cli.task.loading import find_task
 
 if TYPE_CHECKING:
@@ -18,9 +21,12 @@ if TYPE_CHECKING:
 
 
 def collect_report(
-    command: str, task: str, training: TrainingOptions, outputs: OutputOptions, default_optimizers: str, default_seeds: int
-) -> Report:
+    task: str, training: TrainingOptions, outputs: OutputOptions, default_optimizers: str, default_seeds: int
+) -> tuple[Report, Experiment]:
     """Train what the command line asks for and isn't stored, and analyze the runs.
+
+    Returns:
+        The report, and the experiment that more runs may be asked of.
 
     Raises:
         UserError: Something is wrong, or every run failed (exit code 1).
@@ -32,13 +38,22 @@ def collect_report(
         raise UserError("--optimizer names no optimizer.\nFor instance -o momo,adam.")
     specs = grid(optimizers, parse_lrs(training.lrs or [], optimizers), training.seeds or default_seeds)
     collected = run(experiment, specs, outputs)
-    return report_of(collected, experiment, command_line(task, training))
+    return report_of(collected, experiment), experiment
 
 
 def experiment_of(task: str, training: TrainingOptions) -> Experiment:
     """The experiment that the options describe."""
     source = find_task(task, training.arguments())
-    return Experiment(source, training.settings(), training.open_store(), training.device, training.study, training.fresh)
+    return Experiment(
+        source,
+        training.settings(),
+        training.open_store(),
+        device=training.device,
+        study=training.study,
+        fresh=training.fresh,
+        together=training.together,
+        jobs=training.jobs,
+    )
 
 
 def run(experiment: Experiment, specs: list[RunSpec], outputs: OutputOptions) -> Collected:
@@ -67,67 +82,78 @@ def run(experiment: Experiment, specs: list[RunSpec], outputs: OutputOptions) ->
     return collected
 
 
-def report_of(collected: Collected, experiment: Experiment, command: str | None) -> Report:
+def report_of(collected: Collected, experiment: Experiment) -> Report:
     """The report of an experiment's runs."""
-    from momo_cli import figures
-    from momo_cli.report import Report
-
-    maximize = experiment.settings.maximize
     lines = list(collected.lines)
     if collected.reused:
         lines.append(f"{collected.reused} of {len(collected.runs)} runs were stored already (--fresh trains them again).")
+    key = experiment.stored().key
+    return _report(key, collected.study, collected.objective, collected.runs, lines, command_of(key, experiment.study))
+
+
+def stored_report(store: Store, study: str | None) -> Report:
+    """The report of what is stored: the study called ``study``, else the latest one.
+
+    Raises:
+        UserError: Nothing is stored, or no such study.
+    """
+    studies = store.studies()
+    if not studies:
+        raise UserError(f"No runs are stored in {store.url}.\nName a task to run, for instance: momo compare digits-mlp")
+    stored = store.read(study or studies[-1].study)
+    return _report(stored.key, stored.name, stored.objective, stored.runs(), [], command_of(stored.key, study))
+
+
+def _report(key: dict[str, Any], study: str, objective: str, runs: list[Run], lines: list[str], command: str | None) -> Report:
+    from momo_cli import figures
+    from momo_cli.report import Report
+
+    maximize = bool(key["settings"]["maximize"])
     return Report(
-        task=experiment.source.name,
-        study=collected.study,
-        objective=collected.objective,
+        task=key["task"],
+        study=study,
+        objective=objective,
         maximize=maximize,
-        runs=collected.runs,
-        analysis=figures.analyze(collected.runs, maximize=maximize),
-        settings=described(experiment.settings.key(), dict(experiment.source.arguments)),
+        runs=runs,
+        analysis=figures.analyze(runs, maximize=maximize),
+        settings={name: value for name, value in {**key["set"], **key["settings"]}.items() if value != _DEFAULTS.get(name)},
         lines=lines,
         command=command,
-        default_lrs=default_lrs(collected.runs),
+        default_lrs=default_lrs(runs, imported=command is None),
     )
 
 
-def described(settings: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given, name to value."""
-    unset = (None, False, "off", 0.0)
-    return {**arguments, **{name: value for name, value in settings.items() if value not in unset}}
+_DEFAULTS = Settings().key()
 
 
-def default_lrs(runs: list[Any]) -> dict[str, float]:
+def default_lrs(runs: list[Run], imported: bool) -> dict[str, float]:
     """Each optimizer's own default LR, by label; optimizers that have none or can't be found are left out."""
     found = {}
-    for label in dict.fromkeys(r.optimizer for r in runs):
+    for label in dict.fromkeys(run.optimizer for run in runs):
         try:
-            found[label] = parse_optimizers([label])[0].default_lr
+            spec = OptimizerSpec.parse(label)
+            # An imported table's label is anyone's text: never a reason to import a module of that name.
+            if spec.name in KNOWN or not imported:
+                found[label] = spec.default_lr
         except UserError:
             pass
     return found
 
 
-def command_line(task: str, training: TrainingOptions) -> str:
-    """The command that adds runs to the same study, without ``-o`` and ``--lrs``."""
-    words = ["momo", "sweep", task]
-    for text in training.set_ or []:
-        words += ["--set", text]
-    for flag, value, default in (
-        ("--steps", training.steps, None),
-        ("--epochs", training.epochs, None),
-        ("--schedule", training.schedule, "constant"),
-        ("--warmup", training.warmup, 0.0),
-        ("--amp", training.amp, "off"),
-        ("--clip", training.clip, None),
-        ("--objective", training.objective, None),
-        ("--study", training.study, None),
-    ):
-        if value != default:
-            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
-    if training.maximize:
-        words.append("--maximize")
-    return shlex.join(words)
+def command_of(key: dict[str, Any], study: str | None = None) -> str | None:
+    """The command that adds runs to the study of ``key``, without ``-o`` and ``--lrs``; None for imported runs."""
+    if key.get("imported"):
+        return None
+    words = ["momo", "sweep", key["task"]]
+    for name, value in dict(key["set"]).items():
+        words += ["--set", f"{name}={value}"]
+    for name, value in key["settings"].items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value != _DEFAULTS[name]:
+            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words + (["--study", study] if study else []))
 
 
-def _distinct(failed: list[Any]) -> list[Any]:
+def _distinct(failed: list[Run]) -> list[Run]:
     return list({run.error: run for run in reversed(failed)}.values())[::-1]

@@ -27,7 +27,7 @@ def sweep(task: TaskArgument, training_options: TrainingOptions, output_options:
     """
     from momo_cli.report import terminal
 
-    report = collect_report("sweep", task, training_options, output_options, _DEFAULT, default_seeds=1)
+    report, _ = collect_report(task, training_options, output_options, _DEFAULT, default_seeds=1)
     out.show(report, output_options, terminal.print_sweep)
 
 

@@ -1,39 +1,130 @@
-"""Who trains what, where: every run of a list, reported as it ends."""
+"""Who trains what, where: how many runs at once and in how many processes is measured; each run is given as it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
+from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
-from momo_cli.training.single import train_run
+from momo_cli.training.measure import choose, separate_seconds, stackable
+from momo_cli.training.single import Watch
+from momo_cli.training.unit import train_unit
+from momo_cli.training.workers import train_in_workers
+
+_WORKER_START = 4.0  # seconds until a new process has imported torch and built a task
+_TRIFLE = 1.0  # seconds of work below which nothing is worth measuring
 
 
-class Progress(Protocol):
-    """What is told of training while it goes on."""
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What the command line allows.
 
-    def advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> None:
-        """A run has come to ``step``, with this mean training loss lately."""
+    Attributes:
+        devices: Where to train; several get a process each.
+        together: ``--together``: ``auto``, or the most runs at once (1 for ``off``).
+        jobs: ``--jobs``: processes, None for what the machine can feed.
+    """
 
-    def finished(self, spec: RunSpec, run: Run) -> None:
-        """A run has ended."""
+    devices: Sequence[torch.device]
+    together: int | str = "auto"
+    jobs: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the runs are trained: at most ``together`` at once in each of ``jobs`` processes (0: in this one)."""
+
+    together: int
+    jobs: int
+    lines: tuple[str, ...] = ()
 
 
 def execute(
-    specs: Sequence[RunSpec], source: TaskSource, settings: Settings, devices: Sequence[torch.device], progress: Progress
-) -> Iterator[Run]:
-    """Train every run, one after another, and give each as it ends."""
+    specs: Sequence[RunSpec],
+    source: TaskSource,
+    settings: Settings,
+    resources: Resources,
+    watch: Watch,
+    say: Callable[[str], None],
+    probe: Task | None = None,
+) -> Iterator[tuple[RunSpec, Run]]:
+    """Train every run and give each as it ends.
 
-    def watch(spec: RunSpec, step: int, steps: int, loss: float) -> bool:
-        progress.advanced(spec, step, steps, loss)
-        return False
+    Args:
+        specs: The runs.
+        source: The task.
+        settings: As for a single run.
+        resources: Devices, processes, runs at once.
+        watch: Told of each run's progress; True stops that run as pruned.
+        say: Takes lines for the user: what was chosen, and what went otherwise.
+        probe: A task built already, to be used up for measuring.
 
-    for spec in specs:
-        run = train_run(source, spec, settings, devices[0], watch)
-        progress.finished(spec, run)
-        yield run
+    Raises:
+        UserError: The task or the settings are wrong in a way that no run can mend.
+    """
+    on_cpu = resources.devices[0].type == "cpu"
+    if on_cpu and resources.jobs != 1:
+        # Runs in processes of one thread each use the cores best, and beside other programs a second thread only waits.
+        torch.set_num_threads(1)
+    plan = make_plan(specs, source, settings, resources, probe)
+    for line in plan.lines:
+        say(line)
+    if plan.jobs == 0:
+        yield from train_unit(source, specs, settings, resources.devices[0], plan.together, watch, say)
+        return
+    devices = [str(resources.devices[i % len(resources.devices)]) for i in range(plan.jobs)]
+    threads = max(1, _cores() // plan.jobs) if resources.jobs is not None else 1
+    size = min(plan.together, math.ceil(len(specs) / plan.jobs))
+    units = [specs[i : i + size] for i in range(0, len(specs), size)]
+    yield from train_in_workers(units, source, settings, devices, plan.together, threads, watch, say)
+
+
+def make_plan(
+    specs: Sequence[RunSpec], source: TaskSource, settings: Settings, resources: Resources, probe: Task | None
+) -> Plan:
+    """Choose by timing a few steps, where the command line leaves the choice."""
+    device = resources.devices[0]
+    most_jobs = len(resources.devices) if device.type != "cpu" else _cores()
+    most_jobs = min(resources.jobs or most_jobs, len(specs))
+    given = resources.together if isinstance(resources.together, int) else None
+    if given is not None and given > 1 and not stackable(specs, settings):
+        given = 1
+    if given is not None and (resources.jobs is not None or most_jobs == 1):
+        return Plan(given, _processes(most_jobs))
+    task = probe or source.build(specs[0].seed, device)
+    steps = task.count_steps(settings.steps, settings.epochs)
+    task.model.to(device)
+    separate = separate_seconds(task, specs, settings, device)
+    work = separate * steps * len(specs)
+    if work < _TRIFLE:
+        return Plan(given or 1, _processes(most_jobs) if resources.jobs else 0)
+    lines: tuple[str, ...] = ()
+    together = given or 1
+    if given is None:
+        chosen = choose(task, specs, settings, device, separate, math.ceil(len(specs) / most_jobs))
+        together, lines = chosen.together, (chosen.line,) if chosen.line else ()
+        work = chosen.seconds * steps * len(specs)
+    if resources.jobs is None and most_jobs > 1:
+        in_workers = work / most_jobs + _WORKER_START
+        if device.type == "cpu" and in_workers > work:
+            most_jobs = 1
+        else:
+            lines += (f"{most_jobs} processes.",)
+    return Plan(together, _processes(most_jobs), lines)
+
+
+def _processes(jobs: int) -> int:
+    """Worker processes for ``jobs``; one job is done here, without any."""
+    return jobs if jobs > 1 else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

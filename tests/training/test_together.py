@@ -103,14 +103,13 @@ MODELS = {
     "dropout": ("nn.Sequential(nn.Linear(6, 9), nn.Dropout(0.5), nn.Linear(9, 1))", None),
     "batch norm": ("nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.Linear(9, 1))", None),
     "frozen": ("frozen(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 1)))", None),
-    "item": ("Item()", ""),
+    "item": ("Item()", "item"),
     "unused": ("Unused()", "no gradient"),
-    "outside": ("outside", "other values"),
+    "captured": ("nn.Linear(6, 1)", "other values"),
 }
 ODD = '''
 import torch
 from torch import nn
-outside = nn.Linear(6, 1)
 def frozen(model):
     model[0].weight.requires_grad_(False)
     return model
@@ -131,8 +130,8 @@ def build(seed):
     x = torch.randn(64, 6); y = x.sum(1, keepdim=True)
     model = MODEL
     batches = [{"x": a, "meta": {"y": b}, "name": "b"} for a, b in zip(x.split(16), y.split(16))]
-    used = model if MODEL is not outside else None
-    loss = lambda model, b: nn.functional.mse_loss((outside if used is None else model)(b["x"]), b["meta"]["y"])
+    penalized = list(model.parameters()) if PENALTY else []
+    loss = lambda model, b: nn.functional.mse_loss(model(b["x"]), b["meta"]["y"]) + sum(p.square().sum() for p in penalized)
     metrics = lambda model, b: {"error": (model(b["x"]) - b["meta"]["y"]).abs().mean().item()}
     return {"model": model, "loss": loss, "train": batches, "val": batches[:2], "metrics": metrics, "epochs": 6}
 '''
@@ -141,7 +140,7 @@ def build(seed):
 @pytest.mark.parametrize("kind", MODELS)
 def test_odd_models_are_right_or_found_out(folder, kind):
     model, refusal = MODELS[kind]
-    (folder / "odd.py").write_text(ODD.replace("MODEL", model if kind == "outside" else f"({model})"))
+    (folder / "odd.py").write_text(ODD.replace("MODEL", model).replace("PENALTY", str(kind == "captured")))
     source = find_task("odd.py")
     task = source.build(0, CPU)
     batch = next(iter(task.train))

@@ -1,0 +1,47 @@
+"""``momo compare``: optimizers side by side, with every figure and its uncertainty."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from momo_cli.commands import outputs as out
+from momo_cli.commands.options import OutputOptions, TrainingOptions, task_argument, with_options
+from momo_cli.commands.running import collect_report, stored_report
+
+OPTIMIZERS = "momo,sgd-m,momo-adam,adam"
+SEEDS = 3
+
+
+@with_options(TrainingOptions, OutputOptions)
+def compare(
+    training_options: TrainingOptions,
+    output_options: OutputOptions,
+    task: Annotated[Optional[list[str]], task_argument("Without one: what is stored for the latest task.")] = None,
+) -> None:
+    """Compare optimizers over their learning rates: sensitivity, regret, good range, what blind guesses would give.
+
+    Trains what is missing: momo, sgd-m, momo-adam and adam over nine learning rates and three seeds, unless the options say otherwise.
+
+    [bold]Examples[/bold]
+
+      momo compare digits-mlp
+
+      momo compare
+    """
+    from momo_cli.report import terminal
+
+    out.check(output_options)
+    if not task:
+        out.show(stored_report(training_options.open_store(), training_options.study), output_options, terminal.print_compare)
+        return
+    out.one_document(output_options, len(task))
+    for name in task:
+        report, _ = collect_report(name, training_options, output_options, OPTIMIZERS, SEEDS)
+        out.show(report, output_options, terminal.print_compare)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command()(compare)

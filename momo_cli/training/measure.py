@@ -1,0 +1,134 @@
+"""How many runs to train at once: found by timing a few steps, not by rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from momo_cli.plan.grid import RunSpec
+from momo_cli.plan.settings import Settings
+from momo_cli.task.definition import Task
+from momo_cli.training.data import move
+from momo_cli.training.single import train_run
+from momo_cli.training.stack import CannotStack, check_stack
+from momo_cli.training.stacked_optimizers import can_stack, group_key
+from momo_cli.training.together import train_together
+
+_STEPS = 5
+_SIZES = (8, 32, 64, 128, 256)
+_WORTH = 1.1  # how much faster than separately a stack must be, and than a smaller stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+        together: Runs to train at once; 1 for one after another.
+        seconds: Expected time of one step of one run, at that.
+        line: What was chosen and why, for the user; empty where there was nothing to choose.
+    """
+
+    together: int
+    seconds: float
+    line: str = ""
+
+
+class _Same:
+    """Gives the same task again and again, with a few batches and nothing to evaluate: for timing alone."""
+
+    def __init__(self, task: Task) -> None:
+        batches = list(itertools.islice(task.train, 2))
+        self.task = dataclasses.replace(task, train=batches, val=None, metrics=None, steps=None, epochs=None)
+
+    def build(self, seed: int, device: Any) -> Task:
+        return self.task
+
+
+def stackable(specs: Sequence[RunSpec], settings: Settings) -> bool:
+    """Whether these optimizers and settings allow a stack at all."""
+    return settings.amp != "fp16" and all(can_stack(spec) for spec in {group_key(s): s for s in specs}.values())
+
+
+def separate_seconds(task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device) -> float:
+    """Time of one step of one run trained alone, the mean over the optimizers."""
+    one_of_each = list({group_key(spec): spec for spec in specs}.values())[:4]
+    times = [_time(train_run, task, [spec], settings, device) for spec in one_of_each]
+    known = [t for t in times if t is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+def choose(
+    task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, separate: float, most: int
+) -> Measured:
+    """Time stacks of growing size until they gain no more.
+
+    Args:
+        task: A task built for this, on no particular device; its model is used up.
+        specs: The runs to come; stacks of them are timed with their own optimizers.
+        settings: As for training.
+        device: Where the runs will be trained.
+        separate: From :func:`separate_seconds`.
+        most: The largest stack that is of use, for instance the runs for one process.
+    """
+    alone = Measured(1, separate)
+    if most < 2 or not stackable(specs, settings):
+        return alone
+    try:
+        task.model.to(device)
+        check_stack(task, move(next(iter(task.train)), device), settings)
+    except CannotStack as reason:
+        return Measured(1, separate, f"Runs are trained one after another: this task can't be trained together ({reason}).")
+    best = alone
+    sizes = [size for size in _SIZES if size < most] + [min(most, _SIZES[-1])]
+    mixed = _spread(specs)
+    for size in sizes:
+        try:
+            seconds = _time(_stacked, task, mixed[:size], settings, device)
+        except (CannotStack, torch.OutOfMemoryError):
+            break
+        if seconds is None or seconds / size * (_WORTH if best is alone else 1.0) > best.seconds:
+            if best is not alone or seconds is None or seconds / size > 1.5 * separate:
+                break
+            continue
+        best = Measured(size, seconds / size)
+    if best is alone:
+        return Measured(1, separate, "Runs are trained one after another: training them together is no faster here.")
+    gain = separate / best.seconds
+    return dataclasses.replace(best, line=f"Up to {best.together} runs are trained together: {gain:.1f}× faster than one after another.")
+
+
+def _stacked(source: Any, specs: Sequence[RunSpec], settings: Settings, device: torch.device, watch: Any) -> None:
+    for _ in train_together(source, specs, settings, device, watch):
+        pass
+
+
+def _time(train: Any, task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device) -> float | None:
+    """Median time of a step, the first aside; None where the user's code raises."""
+    short = dataclasses.replace(settings, steps=_STEPS, epochs=None, objective=None, maximize=False)
+    specs = [dataclasses.replace(spec, lr=1e-9, seed=0) for spec in specs]  # so small that no run leaves
+    ends: list[float] = []
+
+    def watch(spec: RunSpec, step: int, steps: int, loss: float) -> bool:
+        if spec is specs[0]:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            ends.append(time.perf_counter())
+        return False
+
+    train(_Same(task), specs[0] if train is train_run else specs, short, device, watch)
+    taken = sorted(b - a for a, b in zip(ends, ends[1:]))
+    return taken[len(taken) // 2] if taken else None
+
+
+def _spread(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The runs in an order in which any beginning holds every optimizer in about its share."""
+    columns: dict[Any, list[RunSpec]] = {}
+    for spec in specs:
+        columns.setdefault(group_key(spec), []).append(spec)
+    return [spec for row in itertools.zip_longest(*columns.values()) for spec in row if spec is not None]
