@@ -37,7 +37,8 @@ class MomoAdam(TruncatedModelOptimizer):
         params: parameters, named parameters, or parameter groups, as for any optimizer in torch.
         lr: the learning rate :math:`\alpha`, a number or a tensor with one element. The paper advises 1e-2.
         betas: :math:`\beta_1` and :math:`\beta_2`, each from 0 to below 1. The first one must be the same in all groups.
-        eps: :math:`\epsilon`, for numerical stability.
+        eps: :math:`\epsilon`, for numerical stability. With float16 parameters the squares of small gradients vanish, as in
+            ``torch.optim.Adam``: take 1e-4 or more.
         weight_decay: :math:`\lambda`, decoupled from the gradient as in AdamW.
         lb: a lower bound of the loss. Zero is right for most losses. Set it when you know more: the loss at the end of a
             similar training, or something negative if the loss can be negative.
