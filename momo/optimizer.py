@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from momo import passes
 from momo.passes import Block, Scratch, scalar_dtype
 from momo.step_size import Scalar, Step, Term, average, truncated_step, weight_sum
 
@@ -35,6 +36,7 @@ class TruncatedModelOptimizer(Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._reset()
+        self._started: bool | None = False  # whether any step has been taken; None if that has to be read from the state
         super().__init__(params, defaults)
 
     def _reset(self) -> None:
@@ -156,7 +158,6 @@ class TruncatedModelOptimizer(Optimizer):
         self._check_shared_options()
         grads = [p.grad for group in self.param_groups for p in group["params"]]
         plan = self._planned(grads)
-        host = plan.home.type == "cpu"
         options = self.param_groups[0]
         beta = self._momentum(options)
         bias_correction = options.get("bias_correction", True)
@@ -174,7 +175,7 @@ class TruncatedModelOptimizer(Optimizer):
         for block in plan.blocks:
             group = block.group
             block.steps += 1
-            own_steps = block.steps[0].item() if block.host else block.steps[0]
+            own_steps = block.own_steps()
             direction = self.direction.of(group, own_steps, block.first)
             directions.append(direction)
             block_gamma, dx, du = block.update(direction, [grads[i] for i in block.positions])
@@ -206,6 +207,7 @@ class TruncatedModelOptimizer(Optimizer):
             block.move(direction, block.bring(step), block.bring(keep))
 
         plan.first = False
+        self._started = True
         _write(options["loss_average"], loss_average)
         _write(options["lower_bound"], answer.lower_bound)
         self._last = answer, [plan.number(group["lr"]) / rho for group in self.param_groups], loss_average
@@ -358,8 +360,9 @@ class TruncatedModelOptimizer(Optimizer):
             block = Block(self.param_groups[index], positions, params, states, self.direction.buffers, scratch)
             block.first = steps == 0
             blocks.append(block)
-        started = self._last is not None or options["step"].item() > 0 if self.state else False
-        return _Plan(active, blocks, home, scratch, self.state, len(self.state), not started)
+        if self._started is None:
+            self._started = options["step"].item() > 0
+        return _Plan(active, blocks, home, scratch, self.state, len(self.state), not self._started)
 
     def _asked_to_initialise(self) -> bool:
         """Whether this is ``torch.distributed.checkpoint`` making the state, with a step that is none.
@@ -426,6 +429,7 @@ class TruncatedModelOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._reset()
+        self._started = None
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -452,7 +456,7 @@ class _Plan:
         self.state = state
         self.count = count
         self.first = first
-        self.host = home.type == "cpu"
+        self.host = passes.on_host(home)
 
     def read(self, scalar: Tensor) -> Scalar:
         """A scalar of the state, to compute with: a number if all parameters are on the CPU."""

@@ -17,7 +17,7 @@ from momo import kernels
 from momo.step_size import Scalar
 
 _WHOLE = 1 << 17  # elements from which on a tensor isn't gathered with others
-_GATHERED = {"cpu": 1 << 18}  # elements gathered at once
+_GATHERED = {"cpu": 1 << 19}  # elements gathered at once
 _SLICE = {"cpu": 1 << 19}  # elements of a slice of a large tensor
 _ELSEWHERE = 1 << 21
 
@@ -25,6 +25,11 @@ _ELSEWHERE = 1 << 21
 def scalar_dtype(device: torch.device) -> torch.dtype:
     """The dtype of the sums: double, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def on_host(device: torch.device) -> bool:
+    """Whether scalars are Python numbers: reading them from this device costs nothing."""
+    return device.type == "cpu"
 
 
 class Scratch:
@@ -203,7 +208,7 @@ class Block:
         self.compute_dtype = torch.float32 if self.dtype.itemsize < 4 else self.dtype
         self.scratch = scratch
         self.slice = _SLICE.get(self.device.type, _ELSEWHERE)
-        self.host = self.device.type == "cpu"
+        self.host = on_host(self.device)
         self.first = False  # whether the next gradient is the first one; the optimizer sets it
 
         gathered: list[int] = []
@@ -232,6 +237,10 @@ class Block:
         for i, view in zip(order, together.unbind(0)):
             self.states[i][name] = view
         return together
+
+    def own_steps(self) -> Scalar:
+        """The number of gradients that these parameters have had."""
+        return self.steps[0].item() if self.host else self.steps[0].to(scalar_dtype(self.device))
 
     def bring(self, scalar: Scalar) -> Scalar:
         """A scalar to where these parameters are."""
