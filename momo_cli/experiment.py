@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,8 @@ from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 
 if TYPE_CHECKING:
-    from momo_cli.training.execute import Resources
+    from momo_cli.training.execute import Executor, Resources
+    from momo_cli.training.single import Watch
 
 
 class Display(Protocol):
@@ -47,6 +49,7 @@ class Experiment:
         fresh: Train runs that are stored, too.
         together: ``--together``: ``auto``, ``off`` or a number.
         jobs: ``--jobs``, or None.
+        search: How an Optuna study samples its runs, which then are a study of their own; None for grids.
     """
 
     source: TaskSource
@@ -57,11 +60,12 @@ class Experiment:
     fresh: bool = False
     together: str = "auto"
     jobs: int | None = None
+    search: dict[str, Any] | None = None
 
     def stored(self) -> StoredRuns:
         """The stored runs of this task and settings."""
         source = self.source
-        key = study_key(source.name, source.fingerprint(), dict(source.arguments), self.settings.key())
+        key = study_key(source.name, source.fingerprint(), dict(source.arguments), self.settings.key(), search=self.search)
         return self.store.open(key, self.study)
 
     def collect(self, specs: list[RunSpec], display: Display) -> Collected:
@@ -71,32 +75,9 @@ class Experiment:
             UserError: The task, an optimizer, a device or the storage is wrong; nothing has been trained then.
             KeyboardInterrupt: The user's; every run that had ended is stored.
         """
-        stored = self.stored()
-        found = {} if self.fresh else {_key(run): run for run in stored.runs() if run.status != "failed"}
-        missing = [spec for spec in specs if spec.key not in found]
-        lines = self._changed_source(stored, bool(found))
-        for line in lines:
-            display.said(line)
-        objective = stored.objective
-        if missing:
-            from momo_cli.training.execute import execute
-
-            resources = self._resources()
-            objective, task = self._check(missing, resources.devices[0])
-            display.started(missing, len(specs) - len(missing))
-
-            def watch(spec: RunSpec, step: int, steps: int, loss: float) -> bool:
-                display.advanced(spec, step, steps, loss)
-                return False
-
-            with stored:
-                stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), objective)
-                for spec, run in execute(missing, self.source, self.settings, resources, watch, display.said, task):
-                    stored.add(run)
-                    found[spec.key] = run
-                    display.finished(spec, run)
-        runs = [found[spec.key] for spec in specs if spec.key in found]
-        return Collected(stored.name, objective, runs, len(specs) - len(missing), lines)
+        with Session(self, display) as session:
+            runs = session.collect(specs)
+        return Collected(session.stored.name, session.objective, runs, session.reused, session.lines)
 
     def _resources(self) -> Resources:
         from momo_cli.training.devices import parse_devices
@@ -130,6 +111,73 @@ class Experiment:
         return []
 
 
+class Session:
+    """An experiment while its runs are trained, in one go or in several; use as a context manager.
+
+    Args:
+        experiment: The task, and how its runs are trained and kept.
+        display: What the user sees.
+        watch: Asked at about every 20th of a run whether to stop it as pruned.
+        batch: How many runs will be asked for at a time, where that is known; else what is asked for first.
+
+    Attributes:
+        stored: The store's part of it.
+        objective: The objective's name, known when the first run is collected.
+        reused: How many of the runs collected were stored.
+        lines: What was said.
+    """
+
+    def __init__(
+        self, experiment: Experiment, display: Display, watch: Watch | None = None, batch: int | None = None
+    ) -> None:
+        self.experiment, self.display, self._batch = experiment, display, batch
+        self.stored = experiment.stored()
+        self.objective = self.stored.objective
+        self.reused = 0
+        self.found = {} if experiment.fresh else {run_key(run): run for run in self.stored.runs() if run.status != "failed"}
+        self.lines = experiment._changed_source(self.stored, bool(self.found))
+        for line in self.lines:
+            display.said(line)
+        self._watch = watch
+        self._executor: Executor | None = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.__exit__(*exception)
+
+    def collect(self, specs: list[RunSpec]) -> list[Run]:
+        """The runs of ``specs``, in that order."""
+        missing = [spec for spec in specs if spec.key not in self.found]
+        self.reused += len(specs) - len(missing)
+        if missing:
+            if self._executor is None:
+                self._executor = self._start(missing)
+            self.stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), self.objective)
+            self.display.started(missing, len(specs) - len(missing))
+            for spec, run in self._executor.train(missing):
+                self.stored.add(run)
+                self.found[spec.key] = run
+                self.display.finished(spec, run)
+        return [self.found[spec.key] for spec in specs if spec.key in self.found]
+
+    def _start(self, specs: list[RunSpec]) -> Executor:
+        from momo_cli.training.execute import Executor
+
+        experiment = self.experiment
+        resources = experiment._resources()
+        self.objective, task = experiment._check(specs, resources.devices[0])
+        self._open.enter_context(self.stored)
+        executor = Executor(experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch)
+        return self._open.enter_context(executor)
+
+    def _advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> bool:
+        self.display.advanced(spec, step, steps, loss)
+        return self._watch is not None and self._watch(spec, step, steps, loss)
+
+
 @dataclasses.dataclass(frozen=True)
 class Collected:
     """The runs of an experiment, in the order asked for, and where they came from."""
@@ -139,7 +187,3 @@ class Collected:
     runs: list[Run]
     reused: int
     lines: list[str]
-
-
-def _key(run: Run) -> tuple[object, ...]:
-    return run_key(run.optimizer, run.lr, run.seed, run.params)

@@ -193,7 +193,7 @@ class StoredRuns:
             for trial in self.store._guarded(lambda: study.get_trials(deepcopy=False)):  # noqa: B023
                 if _RUN in trial.user_attrs:
                     run = _run_of(trial)
-                    key = run_key(run.optimizer, run.lr, run.seed, run.params)
+                    key = run_key(run)
                     found.pop(key, None)
                     found[key] = run
         return list(found.values())
@@ -210,6 +210,8 @@ class StoredRuns:
         for study in self._opened(create=True, optimizers=optimizers)[:1]:
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
             self.store._guarded(lambda: (study.set_user_attr("objective", objective), study.set_user_attr("latest", now)))
+        if self._thread is not None:
+            return
         self._thread = threading.Thread(target=self._write, name="momo-store", daemon=True)
         self._thread.start()
 
@@ -282,10 +284,19 @@ class StoredRuns:
 
 
 def study_key(
-    task: str, source: str, arguments: dict[str, Any], settings: dict[str, Any], imported: bool = False
+    task: str, source: str, arguments: dict[str, Any], settings: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Everything that changes a run's result: ``source`` is the digest of the task's source file, or of the imported one."""
-    return {"task": task, "source": source, "set": arguments, "settings": settings} | ({"imported": True} if imported else {})
+    """Everything that changes a run's result.
+
+    Args:
+        task: The task's name, or an imported file's.
+        source: The digest of its source file, or of the imported one.
+        arguments: ``--set``, or how a file was read.
+        settings: From :meth:`momo_cli.plan.Settings.key`.
+        more: ``imported=True``; ``search``, how an Optuna study samples. None is left out.
+    """
+    given = {name: value for name, value in more.items() if value is not None}
+    return {"task": task, "source": source, "set": arguments, "settings": settings, **given}
 
 
 def _trial_of(run: Run, optimizers: list[str]) -> optuna.trial.FrozenTrial:

@@ -22,10 +22,13 @@ def check(task: TaskArgument, training_options: TrainingOptions) -> None:
 
     from momo_cli.report import inspected
     from momo_cli.training.devices import parse_devices
+    from momo_cli.training.execute import one_thread
     from momo_cli.training.inspection import inspect_task
 
     source = find_task(task, training_options.arguments())
     device = parse_devices(training_options.device)[0]
+    if training_options.jobs != 1:
+        one_thread(device)  # as in training
     try:
         seen = inspect_task(source, training_options.settings(), device)
     except (UserError, UserCodeError):

@@ -17,10 +17,11 @@ import typer
 from momo_cli.errors import UserError
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.plan.settings import AMP, SCHEDULES, Settings
+from momo_cli.search import PRUNERS, SAMPLERS
 from momo_cli.store import DEFAULT_URL, Store
 from momo_cli.task.builtin import BUILTIN
 
-_RUNS, _TRAINING, _STORE, _OUTPUT = "Runs", "Training", "Stored runs", "Output"
+_RUNS, _SEARCH, _TRAINING, _STORE, _OUTPUT = "Runs", "Optuna study", "Training", "Stored runs", "Output"
 
 
 def _starting(known: Any) -> Callable[[str], list[str]]:
@@ -129,6 +130,29 @@ class TrainingOptions:
     def open_store(self) -> Store:
         """The store that ``--storage`` names."""
         return Store(self.storage)
+
+
+@dataclasses.dataclass
+class SearchOptions:
+    """An Optuna study instead of a grid."""
+
+    trials: Annotated[
+        Optional[int],
+        typer.Option(metavar="N", min=1, help="Trials of an Optuna study for each optimizer, instead of --lrs.", rich_help_panel=_SEARCH),
+    ] = None
+    lr_range: Annotated[
+        Optional[str], typer.Option(metavar="LOW:HIGH", help="Learning rates to search. Default: the default grid's span.", rich_help_panel=_SEARCH)
+    ] = None
+    tune: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="ARG=LOW:HIGH", help="A further argument to search, as weight_decay=1e-6:1e-1; repeatable.", rich_help_panel=_SEARCH),
+    ] = None
+    sampler: Annotated[
+        str, typer.Option(metavar="|".join(SAMPLERS), help="Optuna's sampler.", rich_help_panel=_SEARCH, autocompletion=_starting(SAMPLERS))
+    ] = "tpe"
+    pruner: Annotated[
+        str, typer.Option(metavar="|".join(PRUNERS), help="Optuna's pruner.", rich_help_panel=_SEARCH, autocompletion=_starting(PRUNERS))
+    ] = "none"
 
 
 @dataclasses.dataclass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from momo_cli.commands import outputs as out
@@ -13,11 +15,13 @@ from momo_cli.experiment import Collected, Experiment
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.runs import Run
+from momo_cli.search import Search, search
 from momo_cli.store import Store
 from momo_cli.task.loading import find_task
 
 if TYPE_CHECKING:
     from momo_cli.report import Report
+    from momo_cli.report.progress import LiveDisplay
 
 
 def collect_report(
@@ -56,30 +60,63 @@ def experiment_of(task: str, training: TrainingOptions) -> Experiment:
     )
 
 
+def search_report(
+    task: str, training: TrainingOptions, outputs: OutputOptions, default_optimizers: str, asked: Search
+) -> Report:
+    """Run the Optuna study that the command line asks for, as far as it isn't stored, and analyze its runs.
+
+    Raises:
+        UserError: Something is wrong, or every run failed (exit code 1).
+    """
+    out.check(outputs)
+    experiment = experiment_of(task, training)
+    optimizers = parse_optimizers(training.optimizer or [default_optimizers])
+    seeds = training.seeds or 1
+    with _display(experiment, outputs, len(optimizers) * asked.trials * seeds) as display:
+        found = search(experiment, optimizers, asked, seeds, display)
+    _say_failures(found.runs)
+    session = found.session
+    if asked.tune:
+        found.lines.append("Values, sensitivity and good range are over trials in which the further arguments vary, too.")
+    collected = Collected(session.stored.name, session.objective, found.runs, session.reused, session.lines + found.lines)
+    return report_of(collected, experiment)
+
+
 def run(experiment: Experiment, specs: list[RunSpec], outputs: OutputOptions) -> Collected:
     """Collect ``specs`` under a live display.
 
     Raises:
         UserError: As :meth:`Experiment.collect`, or every run failed.
     """
+    with _display(experiment, outputs, len(specs)) as display:
+        collected = experiment.collect(specs, display)
+    _say_failures(collected.runs)
+    return collected
+
+
+@contextlib.contextmanager
+def _display(experiment: Experiment, outputs: OutputOptions, runs: int) -> Iterator[LiveDisplay]:
+    """The live display; an interruption is answered with how many of the ``runs`` are stored."""
     from momo_cli.report.progress import LiveDisplay
 
     _, notes = out.consoles(outputs)
     with LiveDisplay(notes, experiment.source.name) as display:
         try:
-            collected = experiment.collect(specs, display)
+            yield display
         except KeyboardInterrupt:
             done = display.done + display.reused
-            print(f"Interrupted. {done} of {len(specs)} runs are stored; the same command goes on from there.", file=sys.stderr)
+            print(f"Interrupted. {done} of {runs} runs are stored; the same command goes on from there.", file=sys.stderr)
             raise
-    failed = [r for r in collected.runs if r.status == "failed"]
+
+
+def _say_failures(runs: list[Run]) -> None:
+    failed = [run for run in runs if run.status == "failed"]
     for failure in _distinct(failed):
         which = f"{failure.optimizer} at lr {failure.lr:g}, seed {failure.seed}"
         more = sum(f.error == failure.error for f in failed) - 1
         print(f"Failed: {which}" + (f", and {more} more the same way" if more else "") + f"\n{failure.error}", file=sys.stderr)
-    if collected.runs and len(failed) == len(collected.runs):
+    if runs and len(failed) == len(runs):
         raise UserError(f"Every run failed ({len(failed)}); the error of the user's code stands above.", code=1)
-    return collected
 
 
 def report_of(collected: Collected, experiment: Experiment) -> Report:

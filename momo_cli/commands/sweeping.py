@@ -5,14 +5,18 @@ from __future__ import annotations
 import typer
 
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import OutputOptions, TaskArgument, TrainingOptions, with_options
-from momo_cli.commands.running import collect_report
+from momo_cli.commands.options import OutputOptions, SearchOptions, TaskArgument, TrainingOptions, with_options
+from momo_cli.commands.running import collect_report, search_report
+from momo_cli.errors import UserError
+from momo_cli.search import Search
 
 _DEFAULT = "momo,sgd-m"  # Momo beside its baseline, whose step is Momo's when capped, on the same learning rates
 
 
-@with_options(TrainingOptions, OutputOptions)
-def sweep(task: TaskArgument, training_options: TrainingOptions, output_options: OutputOptions) -> None:
+@with_options(TrainingOptions, SearchOptions, OutputOptions)
+def sweep(
+    task: TaskArgument, training_options: TrainingOptions, search_options: SearchOptions, output_options: OutputOptions
+) -> None:
     """Train every optimizer at every learning rate and show how much the rate matters.
 
     Runs that are stored already are reused; the same command goes on where it was interrupted.
@@ -24,10 +28,22 @@ def sweep(task: TaskArgument, training_options: TrainingOptions, output_options:
       momo sweep mymodule:build --lrs 0.01,0.1,1
 
       momo sweep train.py -o momo-adam,adamw --lrs 1e-5:1e-1:9 --seeds 3
+
+      momo sweep train.py -o adamw --trials 40 --tune weight_decay=1e-6:1e-1
     """
     from momo_cli.report import terminal
 
-    report, _ = collect_report(task, training_options, output_options, _DEFAULT, default_seeds=1)
+    if search_options.trials is None:
+        unused = [flag for flag in ("lr_range", "tune") if getattr(search_options, flag)]
+        if unused:
+            raise UserError(f"--{unused[0].replace('_', '-')} is for an Optuna study: say how many trials with --trials N.")
+        report, _ = collect_report(task, training_options, output_options, _DEFAULT, default_seeds=1)
+    else:
+        if training_options.lrs:
+            raise UserError("--lrs and --trials were both given: a study chooses the learning rates.\nGive their range with --lr-range LOW:HIGH.")
+        options = search_options
+        asked = Search.parse(options.trials, options.sampler, options.pruner, options.lr_range, options.tune or [])
+        report = search_report(task, training_options, output_options, _DEFAULT, asked)
     out.show(report, output_options, terminal.print_sweep)
 
 

@@ -21,15 +21,19 @@ class RunSpec:
     @property
     def key(self) -> tuple[object, ...]:
         """What a stored run must have in common with this one to stand for it."""
-        return run_key(self.optimizer.label, self.lr, self.seed, dict(self.params))
+        return _key(self.optimizer.label, self.lr, self.seed, dict(self.params))
 
     def result(self, **fields: object) -> Run:
         """The :class:`Run` that this spec becomes."""
         return Run(self.optimizer.label, self.lr, self.seed, params=dict(self.params), **fields)  # type: ignore[arg-type]
 
 
-def run_key(optimizer: str, lr: float, seed: int, params: dict[str, float]) -> tuple[object, ...]:
+def run_key(run: Run) -> tuple[object, ...]:
     """Identity of a run within one task and settings."""
+    return _key(run.optimizer, run.lr, run.seed, run.params)
+
+
+def _key(optimizer: str, lr: float, seed: int, params: dict[str, float]) -> tuple[object, ...]:
     return optimizer, rounded(lr), seed, tuple(sorted(params.items()))
 
 

@@ -59,14 +59,14 @@ def parse_values(text: str) -> list[float]:
     return values
 
 
-def parse_range(text: str) -> tuple[float, float]:
-    """``LOW:HIGH`` of ``--lr-range``."""
+def parse_range(text: str, flag: str) -> tuple[float, float]:
+    """``LOW:HIGH`` of ``--lr-range`` or ``--tune``; ``flag`` is what stands before it, for the message."""
     pieces = text.split(":")
     if len(pieces) != 2:
-        raise UserError(f"--lr-range {text}: write LOW:HIGH, for instance 1e-4:1.")
-    low, high = _number(pieces[0], text, "--lr-range"), _number(pieces[1], text, "--lr-range")
+        raise UserError(f"{flag}{text}: write LOW:HIGH, for instance 1e-4:1.")
+    low, high = (_number(piece, text, flag.strip()) for piece in pieces)
     if not low < high:
-        raise UserError(f"--lr-range {text}: LOW must lie below HIGH.")
+        raise UserError(f"{flag}{text}: LOW must lie below HIGH.")
     return low, high
 
 

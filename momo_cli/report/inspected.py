@@ -26,6 +26,7 @@ def print_inspection(task: str, seen: Inspection, console: Console) -> None:
         ("data", f"{train} training batches, " + ("no validation" if seen.batches[1] is None else f"{val} validation batches")),
         ("run", f"{seen.steps:,} steps, about {seen.steps * seen.step_seconds:.2g} s on {seen.device} ({1e3 * seen.step_seconds:.2g} ms a step)"),
         ("memory", f"{seen.memory / 2**20:.3g} MiB" + ("" if seen.device.startswith("cuda") else " for parameters, gradients and state")),
+        ("together", "runs can be trained together" if not seen.alone else f"runs are trained one after another: {seen.alone}"),
         ("objective", f"{seen.objective}, {_number(seen.initial)} before the first step"),
         ("loss", f"{_number(seen.train_loss)} before the first step, {_number(seen.losses[-1])} after {len(seen.losses)} steps of momo at lr 1"),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from momo_cli.plan.grid import RunSpec
@@ -37,6 +37,7 @@ class LiveDisplay:
             expand=True,
         )
         self._live: Live | None = None
+        self._row: TaskID | None = None
 
     def __enter__(self) -> LiveDisplay:
         return self
@@ -47,9 +48,11 @@ class LiveDisplay:
             self._live = None
 
     def started(self, specs: list[RunSpec], reused: int) -> None:
-        """Begin to draw."""
-        self.total, self.reused = len(specs), reused
-        self._row = self._bar.add_task(self.task, total=len(specs), runs=self._counts())
+        """Begin to draw, or count further runs in."""
+        self.total, self.reused = self.total + len(specs), self.reused + reused
+        if self._row is None:
+            self._row = self._bar.add_task(self.task, total=self.total, runs=self._counts())
+        self._bar.update(self._row, total=self.total)
         if self.console.is_terminal and not self.console.quiet and self._live is None:
             self._live = Live(self, console=self.console, refresh_per_second=8, transient=True)
             self._live.start()
@@ -83,6 +86,7 @@ class LiveDisplay:
 
     def _draw(self) -> None:
         partly = sum(step / steps for step, steps, _ in self._current.values())
+        assert self._row is not None
         self._bar.update(self._row, completed=self.done + partly, runs=self._counts())
 
     def _counts(self) -> str:

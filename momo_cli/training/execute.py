@@ -17,7 +17,7 @@ from momo_cli.task.loading import TaskSource
 from momo_cli.training.measure import choose, separate_seconds, stackable
 from momo_cli.training.single import Watch
 from momo_cli.training.unit import train_unit
-from momo_cli.training.workers import train_in_workers
+from momo_cli.training.workers import Workers
 
 _WORKER_START = 4.0  # seconds until a new process has imported torch and built a task
 _TRIFLE = 1.0  # seconds of work below which nothing is worth measuring
@@ -47,53 +47,90 @@ class Plan:
     lines: tuple[str, ...] = ()
 
 
-def execute(
-    specs: Sequence[RunSpec],
-    source: TaskSource,
-    settings: Settings,
-    resources: Resources,
-    watch: Watch,
-    say: Callable[[str], None],
-    probe: Task | None = None,
-) -> Iterator[tuple[RunSpec, Run]]:
-    """Train every run and give each as it ends.
+def one_thread(device: torch.device) -> None:
+    """Train on one CPU thread: processes of one thread each use the cores best, and beside others a second one only waits."""
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+
+class Executor:
+    """Trains runs as the resources allow; use as a context manager: its processes end with it.
 
     Args:
-        specs: The runs.
         source: The task.
         settings: As for a single run.
         resources: Devices, processes, runs at once.
         watch: Told of each run's progress; True stops that run as pruned.
         say: Takes lines for the user: what was chosen, and what went otherwise.
         probe: A task built already, to be used up for measuring.
-
-    Raises:
-        UserError: The task or the settings are wrong in a way that no run can mend.
+        batch: How many runs :meth:`train` will be given at a time; by default as many as at first. Batches that wait for
+            one another are trained in this process unless ``--jobs`` says otherwise.
     """
-    on_cpu = resources.devices[0].type == "cpu"
-    if on_cpu and resources.jobs != 1:
-        # Runs in processes of one thread each use the cores best, and beside other programs a second thread only waits.
-        torch.set_num_threads(1)
-    plan = make_plan(specs, source, settings, resources, probe)
-    for line in plan.lines:
-        say(line)
-    if plan.jobs == 0:
-        yield from train_unit(source, specs, settings, resources.devices[0], plan.together, watch, say)
-        return
-    devices = [str(resources.devices[i % len(resources.devices)]) for i in range(plan.jobs)]
-    threads = max(1, _cores() // plan.jobs) if resources.jobs is not None else 1
-    size = min(plan.together, math.ceil(len(specs) / plan.jobs))
-    units = [specs[i : i + size] for i in range(0, len(specs), size)]
-    yield from train_in_workers(units, source, settings, devices, plan.together, threads, watch, say)
+
+    def __init__(
+        self,
+        source: TaskSource,
+        settings: Settings,
+        resources: Resources,
+        watch: Watch,
+        say: Callable[[str], None],
+        probe: Task | None = None,
+        batch: int | None = None,
+    ) -> None:
+        self.source, self.settings, self.resources = source, settings, resources
+        self.watch, self.say, self._probe, self._batch = watch, say, probe, batch
+        self.plan: Plan | None = None
+        self._workers: Workers | None = None
+
+    def __enter__(self) -> Executor:
+        if self.resources.jobs != 1:
+            one_thread(self.resources.devices[0])
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._workers is not None:
+            self._workers.__exit__(*exception)
+
+    def train(self, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Run]]:
+        """Train every run and give each as it ends. The first call chooses how, for all.
+
+        Raises:
+            UserError: The task or the settings are wrong in a way that no run can mend.
+        """
+        if self.plan is None:
+            self.plan = make_plan(specs, self.source, self.settings, self.resources, self._probe, self._batch)
+            self._probe = None
+            for line in self.plan.lines:
+                self.say(line)
+        plan = self.plan
+        if plan.jobs == 0:
+            yield from train_unit(
+                self.source, specs, self.settings, self.resources.devices[0], plan.together, self.watch, self.say
+            )
+            return
+        if self._workers is None:
+            devices = [str(self.resources.devices[i % len(self.resources.devices)]) for i in range(plan.jobs)]
+            threads = max(1, _cores() // plan.jobs) if self.resources.jobs is not None else 1
+            self._workers = Workers(self.source, self.settings, devices, threads)
+        size = min(plan.together, math.ceil(len(specs) / plan.jobs))
+        units = [specs[i : i + size] for i in range(0, len(specs), size)]
+        yield from self._workers.train(units, plan.together, self.watch, self.say)
 
 
 def make_plan(
-    specs: Sequence[RunSpec], source: TaskSource, settings: Settings, resources: Resources, probe: Task | None
+    specs: Sequence[RunSpec],
+    source: TaskSource,
+    settings: Settings,
+    resources: Resources,
+    probe: Task | None,
+    batch: int | None = None,
 ) -> Plan:
     """Choose by timing a few steps, where the command line leaves the choice."""
     device = resources.devices[0]
     most_jobs = len(resources.devices) if device.type != "cpu" else _cores()
-    most_jobs = min(resources.jobs or most_jobs, len(specs))
+    most_jobs = min(resources.jobs or (most_jobs if batch is None else 1), batch or len(specs))
+    if batch is not None:  # as many as will come, of the kind that came
+        specs = [specs[i % len(specs)] for i in range(batch)]
     given = resources.together if isinstance(resources.together, int) else None
     if given is not None and given > 1 and not stackable(specs, settings):
         given = 1

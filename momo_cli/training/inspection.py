@@ -13,6 +13,7 @@ from momo_cli.plan.settings import Settings
 from momo_cli.task.loading import TaskSource
 from momo_cli.training.data import batch_size, endless, generators_restored, move
 from momo_cli.training.evaluation import evaluate, objective_name, precision, scalar_loss, train_loss_before
+from momo_cli.training.stack import CannotStack, check_stack
 from momo_cli.training.stepping import Stepper
 
 _STEPS = 20
@@ -32,7 +33,7 @@ class Inspection:
         step_seconds: Median time of a step of one run.
         memory: Bytes: on CUDA the peak allocated, else those of parameters, gradients and the optimizer's state.
         device: Where it ran.
-        val_loss, metrics: Before the first step.
+        alone: Why runs can't be trained together; empty where they can.
     """
 
     parameters: int
@@ -48,6 +49,7 @@ class Inspection:
     step_seconds: float
     memory: int
     device: str
+    alone: str
 
 
 def inspect_task(source: TaskSource, settings: Settings, device: torch.device, seed: int = 0) -> Inspection:
@@ -66,6 +68,11 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         first = move(next(iter(task.train)), device)
         train_loss = train_loss_before(task, model, settings, device)
         before = evaluate(task, model, settings, device)
+    alone = ""
+    try:
+        check_stack(task, first, settings)
+    except CannotStack as reason:
+        alone = str(reason)
     model.train()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -97,6 +104,7 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         step_seconds=sorted(times)[len(times) // 2],
         memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 3 * sum(p.nbytes for p in trainable),
         device=str(device),
+        alone=alone,
     )
 
 

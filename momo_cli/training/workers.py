@@ -28,64 +28,64 @@ class _Worker:
     idle: bool = True
 
 
-def train_in_workers(
-    units: Sequence[Sequence[RunSpec]],
-    source: TaskSource,
-    settings: Settings,
-    devices: Sequence[str],
-    together: int,
-    threads: int,
-    watch: Watch,
-    say: Callable[[str], None],
-) -> Iterator[tuple[RunSpec, Run]]:
-    """Train every unit, each in the next worker that is free; give each run as it ends.
+class Workers:
+    """Worker processes, one for each device; use as a context manager: however it is left, no worker outlives it.
 
     Args:
-        units: Runs that one worker trains in one go.
         source: The task, built in the workers.
         settings: As for a single run.
         devices: A device for each worker.
-        together: At most this many runs of a unit at once.
         threads: CPU threads of a worker.
-        watch: Called here, in the parent; its answer goes back to the worker.
-        say: Takes lines for the user.
-
-    A worker that dies has its runs trained once more, one by one; a run whose worker dies then is ``failed``.
-    However this generator is left, no worker outlives it.
     """
-    context = multiprocessing.get_context("spawn")
-    waiting = deque((list(unit), together) for unit in units)
-    suspects: set[RunSpec] = set()
-    workers: list[_Worker] = []
 
-    def start(device: str) -> _Worker:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, source, settings, device, threads), daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
+    def __init__(self, source: TaskSource, settings: Settings, devices: Sequence[str], threads: int) -> None:
+        self._arguments = (source, settings)
+        self._devices, self._threads = devices, threads
+        self._workers: list[_Worker] = []
 
-    def give(worker: _Worker) -> None:
-        if worker.idle and waiting:
-            specs, at_once = waiting.popleft()
-            worker.idle, worker.unfinished = False, list(specs)
-            worker.connection.send((specs, at_once))
+    def __enter__(self) -> Workers:
+        return self
 
-    try:
-        for device in devices[: len(waiting)]:
-            workers.append(start(device))
-            give(workers[-1])
-        while busy := [worker for worker in workers if not worker.idle]:
+    def __exit__(self, *exception: object) -> None:
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(_PATIENCE)
+            if worker.process.is_alive():
+                worker.process.kill()
+
+    def train(
+        self, units: Sequence[Sequence[RunSpec]], together: int, watch: Watch, say: Callable[[str], None]
+    ) -> Iterator[tuple[RunSpec, Run]]:
+        """Train every unit, each in the next worker that is free; give each run as it ends.
+
+        A worker that dies has its runs trained once more, one by one; a run whose worker dies then is ``failed``.
+
+        Args:
+            units: Runs that one worker trains in one go.
+            together: At most this many runs of a unit at once.
+            watch: Called here, in the parent; its answer goes back to the worker.
+            say: Takes lines for the user.
+
+        Raises:
+            UserError: The task or the settings are wrong in a way that no run can mend.
+        """
+        waiting = deque((list(unit), together) for unit in units)
+        suspects: set[RunSpec] = set()
+        while len(self._workers) < min(len(self._devices), len(waiting)):
+            self._workers.append(self._start(self._devices[len(self._workers)]))
+        self._give(waiting)
+        while busy := [worker for worker in self._workers if not worker.idle]:
             for connection in wait([worker.connection for worker in busy]):
-                index = next(i for i, worker in enumerate(workers) if worker.connection is connection)
-                worker = workers[index]
+                index = next(i for i, worker in enumerate(self._workers) if worker.connection is connection)
+                worker = self._workers[index]
                 try:
                     kind, *content = worker.connection.recv()
                 except (EOFError, OSError):
                     worker.process.join(_PATIENCE)
-                    yield from _after_death(worker, waiting, suspects)
                     worker.connection.close()
-                    workers[index] = start(devices[index])
+                    self._workers[index] = self._start(self._devices[index])
+                    yield from _after_death(worker, waiting, suspects)
                     continue
                 if kind == "advanced":
                     worker.connection.send(watch(*content))
@@ -100,15 +100,22 @@ def train_in_workers(
                 else:
                     worker.idle = True
             # Runs that a dead worker left behind may come when the others are idle already.
-            for worker in workers:
-                give(worker)
-    finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join(_PATIENCE)
-            if worker.process.is_alive():
-                worker.process.kill()
+            self._give(waiting)
+
+    def _start(self, device: str) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, *self._arguments, device, self._threads), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _give(self, waiting: deque[tuple[list[RunSpec], int]]) -> None:
+        for worker in self._workers:
+            if worker.idle and waiting:
+                specs, together = waiting.popleft()
+                worker.idle, worker.unfinished = False, list(specs)
+                worker.connection.send((specs, together))
 
 
 def _after_death(

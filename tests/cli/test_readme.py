@@ -1,0 +1,49 @@
+"""Every example of the README runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_python_examples(folder):
+    ran = 0
+    for language, block in BLOCKS:
+        if language == "python" and not block.startswith("# mymodule.py"):
+            done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+            assert done.returncode == 0, block + done.stderr
+            ran += 1
+    assert ran
+
+
+def test_commands_in_their_order(momo, folder):
+    (folder / "mymodule.py").write_text(next(b for language, b in BLOCKS if language == "python" and b.startswith("# mymodule.py")))
+    commands = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line.startswith("momo ")]
+    assert len(commands) >= 10
+    for command in commands:
+        code, out, err = momo(*shlex.split(command)[1:])
+        assert code == 0, (command, err)
+        assert "Failed" not in err and (out or "export" in command)
+    for file in ("result.json", "table.md", "stability.png", "report.html", "runs.csv"):
+        assert (folder / file).stat().st_size > 100
+
+
+@pytest.mark.parametrize("command", re.findall(r"pip install .*", README))
+def test_set_up_commands_name_extras_that_exist(command):
+    text = (ROOT / "pyproject.toml").read_text()
+    for extra in re.findall(r"\[(\w+)\]", command):
+        assert re.search(rf"^{extra} = \[", text, re.MULTILINE)
+
+
+def test_every_option_named_exists(momo):
+    helps = "".join(momo(command, "--help")[1] for command in ("sweep", "compare", "recommend", "import"))
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
+        assert option in helps, option

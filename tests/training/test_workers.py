@@ -1,0 +1,73 @@
+"""Worker processes: the same results, a dead one replaced, none left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from conftest import TASK
+
+GRID = ("sweep", "mymodule", "--lrs", "0.01,0.03,0.1,0.3", "-o", "momo,adam")
+
+
+def runs_of(momo, *arguments):
+    code, out, err = momo(*arguments, "--json", "-")
+    assert code == 0, err
+    return json.loads(out)["runs"], err
+
+
+def test_jobs_and_stacks_change_nothing(momo):
+    plain, _ = runs_of(momo, *GRID, "--together", "off", "--jobs", "1")
+    for how in (("--jobs", "2", "--together", "off"), ("--jobs", "2", "--together", "3"), ("--together", "8")):
+        others, _ = runs_of(momo, *GRID, "--fresh", *how)
+        for a, b in zip(plain, others, strict=True):
+            assert (a["optimizer"], a["lr"], a["status"]) == (b["optimizer"], b["lr"], b["status"])
+            assert a["objective"] == pytest.approx(b["objective"], rel=1e-4)
+
+
+def test_a_worker_that_dies_costs_only_the_run_it_dies_of(momo, folder):
+    (folder / "mymodule.py").write_text(TASK.replace(
+        "    return model", "    import os\n    if seed == 1: os._exit(7)\n    return model"))
+    code, out, err = momo(*GRID, "--seeds", "3", "--jobs", "2", "--together", "4", "--json", "-")
+    assert code == 2 or code == 0, err
+    runs = json.loads(out)["runs"]
+    assert {(r["seed"], r["status"]) for r in runs} == {(0, "ok"), (1, "failed"), (2, "ok")}
+    assert "worker process died" in err and "exit code 7" in err
+
+
+def children(pid):
+    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in out.split()]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_ends_all_workers_and_stores_what_finished(momo_process, momo, folder):
+    (folder / "mymodule.py").write_text(TASK + "\nimport time\n_build = build\n"
+                                        "def build(seed):\n    time.sleep(0.3)\n    return _build(seed)\n")
+    process = momo_process("sweep", "mymodule", "--lrs", "1e-3:1:40", "--together", "off", "--jobs", "2", start_new_session=True)
+    workers: list[int] = []
+    deadline = time.time() + 90
+    while time.time() < deadline and not (folder / "momo.db").exists():
+        time.sleep(0.1)
+    while time.time() < deadline and len(workers) < 2:
+        workers = [pid for pid in children(process.pid)]
+        time.sleep(0.1)
+    time.sleep(6)
+    workers = children(process.pid)
+    begin = time.time()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err
+    while time.time() < begin + 3 and any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        time.sleep(0.05)
+    assert len(workers) >= 2 and not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+    stored = int(re.search(r"(\d+) of 80 runs are stored", err)[1])
+    assert 0 < stored < 80
+    _, out, _ = momo("list")
+    assert re.search(rf"mymodule:build +{stored} ", out)
