@@ -20,6 +20,7 @@ from momo_cli.training.unit import train_unit
 from momo_cli.training.workers import Workers
 
 _WORKER_START = 4.0  # seconds until a new process has imported torch and built a task
+_WORTH_THREADS = 0.8  # of the time on one thread, that a stack on several must take to be trained so
 _TRIFLE = 1.0  # seconds of work below which nothing is worth measuring
 
 
@@ -40,11 +41,12 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the runs are trained: at most ``together`` at once in each of ``jobs`` processes (0: in this one)."""
+    """How the runs are trained: at most ``together`` at once in each of ``jobs`` processes (0: in this one, on ``threads``)."""
 
     together: int
     jobs: int
     lines: tuple[str, ...] = ()
+    threads: int = 1
 
 
 def one_thread(device: torch.device) -> None:
@@ -104,6 +106,8 @@ class Executor:
                 self.say(line)
         plan = self.plan
         if plan.jobs == 0:
+            if plan.threads > 1:
+                torch.set_num_threads(plan.threads)
             yield from train_unit(
                 self.source, specs, self.settings, self.resources.devices[0], plan.together, self.watch, self.say
             )
@@ -144,18 +148,22 @@ def make_plan(
     if work < _TRIFLE:
         return Plan(given or 1, _processes(most_jobs) if resources.jobs else 0)
     lines: tuple[str, ...] = ()
-    together = given or 1
+    together, threads, work_here = given or 1, 1, work
     if given is None:
-        chosen = choose(task, specs, settings, device, separate, math.ceil(len(specs) / most_jobs))
+        chosen = choose(task, specs, settings, device, separate, _cores())
         together, lines = chosen.together, (chosen.line,) if chosen.line else ()
+        seconds = chosen.seconds
+        if chosen.threads[1] < _WORTH_THREADS * seconds:
+            threads, seconds = chosen.threads
+        work_here = seconds * steps * len(specs)
         work = chosen.seconds * steps * len(specs)
     if resources.jobs is None and most_jobs > 1:
         in_workers = work / most_jobs + _WORKER_START
-        if device.type == "cpu" and in_workers > work:
+        if device.type == "cpu" and in_workers > work_here:
             most_jobs = 1
         else:
             lines += (f"{most_jobs} processes.",)
-    return Plan(together, _processes(most_jobs), lines)
+    return Plan(together, _processes(most_jobs), lines, threads)
 
 
 def _processes(jobs: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -32,11 +33,13 @@ class Measured:
         together: Runs to train at once; 1 for one after another.
         seconds: Expected time of one step of one run, at that.
         line: What was chosen and why, for the user; empty where there was nothing to choose.
+        threads: CPU threads for a stack in this process alone, and the time that a step of one run then takes.
     """
 
     together: int
     seconds: float
     line: str = ""
+    threads: tuple[int, float] = (1, math.inf)
 
 
 class _Same:
@@ -64,7 +67,7 @@ def separate_seconds(task: Task, specs: Sequence[RunSpec], settings: Settings, d
 
 
 def choose(
-    task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, separate: float, most: int
+    task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, separate: float, cores: int
 ) -> Measured:
     """Time stacks of growing size until they gain no more.
 
@@ -74,9 +77,9 @@ def choose(
         settings: As for training.
         device: Where the runs will be trained.
         separate: From :func:`separate_seconds`.
-        most: The largest stack that is of use, for instance the runs for one process.
+        cores: CPU threads that this process may use.
     """
-    alone = Measured(1, separate)
+    alone, most = Measured(1, separate), len(specs)
     if most < 2 or not stackable(specs, settings):
         return alone
     try:
@@ -100,6 +103,12 @@ def choose(
     if best is alone:
         return Measured(1, separate, "Runs are trained one after another: training them together is no faster here.")
     gain = separate / best.seconds
+    if cores > 1 and device.type == "cpu" and torch.get_num_threads() == 1:
+        torch.set_num_threads(cores)
+        seconds = _time(_stacked, task, mixed[: best.together], settings, device, 2 * _STEPS * best.together * best.seconds)
+        torch.set_num_threads(1)
+        if seconds is not None:
+            best = dataclasses.replace(best, threads=(cores, seconds / best.together))
     return dataclasses.replace(best, line=f"Up to {best.together} runs are trained together: {gain:.1f}× faster than one after another.")
 
 
@@ -108,8 +117,10 @@ def _stacked(source: Any, specs: Sequence[RunSpec], settings: Settings, device: 
         pass
 
 
-def _time(train: Any, task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device) -> float | None:
-    """Median time of a step, the first aside; None where the user's code raises."""
+def _time(
+    train: Any, task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, limit: float = math.inf
+) -> float | None:
+    """Median time of a step, the first aside; None where the user's code raises or it takes longer than ``limit`` seconds."""
     short = dataclasses.replace(settings, steps=_STEPS, epochs=None, objective=None, maximize=False)
     specs = [dataclasses.replace(spec, lr=1e-9, seed=0) for spec in specs]  # so small that no run leaves
     ends: list[float] = []
@@ -119,7 +130,7 @@ def _time(train: Any, task: Task, specs: Sequence[RunSpec], settings: Settings, 
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             ends.append(time.perf_counter())
-        return False
+        return ends[-1] - ends[0] > limit
 
     train(_Same(task), specs[0] if train is train_run else specs, short, device, watch)
     taken = sorted(b - a for a, b in zip(ends, ends[1:]))
