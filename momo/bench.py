@@ -1,13 +1,15 @@
 """The time of a step, against torch's own optimizers: ``python -m momo.bench``.
 
 All optimizers step in turn on the same tensors in one process, so that what disturbs one disturbs all; the ratios are of
-the medians. On a GPU it also checks that a step never waits for the device and that it can be captured in a CUDA graph.
+the medians. On the CPU, our optimizers are there twice: with the compiled passes and with passes of torch's operations. On
+a GPU it also checks that a step never waits for the device and that it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import statistics
 import sys
 import time
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from momo import Momo, MomoAdam
+from momo import Momo, MomoAdam, native
 
 # Tensors of the size of the parameters that a step has to read and write at least.
 STREAMS = {"Momo": (7, 5), "MomoAdam": (10, 7)}
@@ -93,13 +95,30 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
         "Adam fused": ("MomoAdam", torch.optim.Adam(params, lr=1e-6, fused=True).step),
         "Adam foreach": ("MomoAdam", torch.optim.Adam(params, lr=1e-6, foreach=True).step),
     }
-    packages = {"": sys.modules["momo"], " (reference)": reference}
-    for suffix, package in packages.items():
-        for name in STREAMS:
-            if package is not None:
-                optimizer = getattr(package, name)(params, lr=1e-6)
-                found[name + suffix] = name, lambda o=optimizer: o.step(loss=loss)
+    for name in STREAMS:
+        optimizer = getattr(sys.modules["momo"], name)(params, lr=1e-6)
+        found[name] = name, lambda o=optimizer: o.step(loss=loss)
+        if device == "cpu" and native.library() is not None:
+            found[f"{name} (torch passes)"] = name, without_compiled_passes(getattr(sys.modules["momo"], name), params, loss)
+        if reference is not None:
+            optimizer = getattr(reference, name)(params, lr=1e-6)
+            found[f"{name} (reference)"] = name, lambda o=optimizer: o.step(loss=loss)
     return found
+
+
+def without_compiled_passes(cls: type, params: list[Tensor], loss: Tensor) -> Callable[[], Any]:
+    """A step of an optimizer that has chosen its passes, which it does at the first one, with no compiled ones at hand."""
+    optimizer = cls(params, lr=1e-6)
+    before = os.environ.get("MOMO_NATIVE")
+    os.environ["MOMO_NATIVE"] = "0"
+    try:
+        optimizer.step(loss=loss)
+    finally:
+        if before is None:
+            del os.environ["MOMO_NATIVE"]
+        else:
+            os.environ["MOMO_NATIVE"] = before
+    return lambda: optimizer.step(loss=loss)
 
 
 def times(steps: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
@@ -133,14 +152,14 @@ def compare(shapes: dict[str, Callable[[], list[tuple[int, ...]]]], device: str,
             base.setdefault(family, measured[name])
             ratio = measured[name] / base[family]
             ratios.setdefault(name, []).append(ratio)
-            line = f"  {name:22s} {measured[name] * 1e3:9.3f} ms  {ratio:6.2f} x"
-            if name in STREAMS:
-                mine, other = STREAMS[name]
+            line = f"  {name:24s} {measured[name] * 1e3:9.3f} ms  {ratio:6.2f} x"
+            if name.removesuffix(" (torch passes)") in STREAMS:
+                mine, other = STREAMS[family]
                 line += f"   floor {mine / other:.2f} x; {mine * size / measured[name] / 1e9:.1f} GB/s of the floor's bytes"
             print(line)
     print("\ngeometric mean over the shapes")
     for name, values in ratios.items():
-        print(f"  {name:22s} {statistics.geometric_mean(values):6.2f} x   largest {max(values):.2f} x")
+        print(f"  {name:24s} {statistics.geometric_mean(values):6.2f} x   largest {max(values):.2f} x")
 
 
 def check_gpu() -> None:
@@ -193,6 +212,8 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     print(f"torch {torch.__version__}, {chosen.device}, {torch.get_num_threads()} threads")
+    if chosen.device == "cpu":
+        print(f"Momo and MomoAdam step with {native.status()}")
     if chosen.device == "cuda":
         check_gpu()
     shapes = SHAPES if chosen.device == "cpu" else {**SHAPES, **GPU_SHAPES}

@@ -9,7 +9,8 @@ A direction names its ``buffers`` (tensors of the size of the parameters, the av
 * ``accumulate(g, buffers, work)``: take a new gradient into the buffers, and answer :math:`u`;
 * ``direction(buffers, work)``: :math:`u` again, from the buffers alone;
 * ``move(params, buffers, step, decay)``: the whole ``x <- (x - step * u) * decay`` without making :math:`u`, or
-  ``False`` where there is no such operation and the caller has to make :math:`u` piece by piece.
+  ``False`` where there is no such operation and the caller has to make :math:`u` piece by piece;
+* ``numbers``: what the same functions in ``native.c`` need to know: the weight, beta2, eps and root.
 
 ``work`` is a buffer that :math:`u` may be written to.
 """
@@ -50,6 +51,10 @@ class Momentum:
         kernels.subtract_(params, buffers[0], step, decay)
         return True
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return self.weight, 0.0, 0.0, 1.0
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -89,3 +94,7 @@ class Adam:
             return False
         kernels.adam_subtract_(params, ds, vs, step, decay, self.eps, self.root)
         return True
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return self.weight, self.beta2, self.eps, float(self.root)

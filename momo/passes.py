@@ -3,23 +3,31 @@
 A step needs the global sums before it may move a parameter, so it makes two passes. Each pass works on slices that stay
 in the processor's cache while several operations go over them. Small tensors are gathered into one slice, because
 calling an operation costs more than doing it; large ones are cut up. Nothing the size of the model is allocated.
+
+On the CPU a compiled function (:mod:`momo.native`) makes a pass over all tensors where they are, if it can be had.
 """
 
 from __future__ import annotations
 
+import operator
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from momo import kernels
+from momo import kernels, native
 from momo.step_size import Scalar
 
 _WHOLE = 1 << 17  # elements from which on a tensor isn't gathered with others
 _GATHERED = {"cpu": 1 << 19}  # elements gathered at once
 _SLICE = {"cpu": 1 << 19}  # elements of a slice of a large tensor
 _ELSEWHERE = 1 << 21
+_PLAIN = {Tensor, torch.nn.Parameter}  # what has memory of its own and no other idea of how to compute
+_dtype = operator.attrgetter("dtype")
+_on_cpu = operator.attrgetter("is_cpu")
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:
@@ -141,7 +149,7 @@ class Whole:
         self.state = block.states[index]
         self.size = min(self.param.numel(), block.slice)
         self.contiguous = False
-        self._address = -1
+        self._known: list[Any] = []
         self._slices: list[Sequence[Tensor]] = []
 
     def _cut(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
@@ -156,10 +164,12 @@ class Whole:
         block = self.block
         g = grads[self.indices[0]]
         tensors = [self.param, *(self.state[name] for name in block.buffer_names)]
-        if self.param.data_ptr() != self._address:
+        # The memory of a parameter may be replaced at any time, even by a smaller piece of the same.
+        known = [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
+        if known != self._known:
             self.contiguous = all(t.is_contiguous() for t in tensors)
             self._slices = self._cut(tensors) if self.contiguous else []
-            self._address = self.param.data_ptr()
+            self._known = known
         if self.contiguous and g.is_contiguous():
             slices = [(*kept, part) for kept, part in zip(self._slices, g.view(-1).split(self.size))]
         else:
@@ -184,6 +194,109 @@ class Whole:
             new = block.load("parameter", x)
             kernels.subtract_([new], [direction.direction(loaded, block.get("work", new.numel()))], step, keep)
             block.store(x, new)
+
+
+class Listed:
+    """Tensors of any size that the compiled passes go over where they are, by tables of their addresses.
+
+    The memory belongs to others, and may be replaced between steps, so every step asks the tensors anew. What doesn't fit
+    into a table (a gradient whose strides are not its parameter's, say) is done as large tensors are without compiled passes.
+    """
+
+    def __init__(self, indices: list[int], block: Block, library: native.Library) -> None:
+        self.block = block
+        self.indices = indices
+        self.params = [block.params[i] for i in indices]
+        self.states = [block.states[i] for i in indices]
+        for p, state in zip(self.params, self.states):
+            for name in block.buffer_names:
+                if not _alike(state[name], p):
+                    state[name] = torch.empty_like(p, memory_format=torch.preserve_format).copy_(state[name])
+        self._accumulate = library.accumulate[block.dtype]
+        self._subtract = library.subtract[block.dtype]
+        self._pack = struct.Struct(f"{len(indices)}N").pack
+        self._pack_sizes = struct.Struct(f"{len(indices)}q").pack
+        self._gx = torch.empty(len(indices), dtype=torch.float64)
+        self._totals = torch.empty(2, dtype=torch.float64)
+        self._tables: list[bytes] = []  # the addresses of the parameters and of the buffers
+        self._sizes: list[int] = []
+        self._size_table = b""  # zero for what isn't listed
+        self._single: list[int] = []  # the tensors with one element
+        self._regular = False  # whether all tensors are contiguous and listed
+        self._unlisted: set[int] = set()
+        self._wholes: dict[int, Whole] = {}
+
+    def _are_regular(self, tensors: list[Tensor]) -> bool:
+        return (
+            all(map(Tensor.is_contiguous, tensors))
+            and all(map(_on_cpu, tensors))
+            and set(map(type, tensors)) <= _PLAIN
+            and set(map(_dtype, tensors)) == {self.block.dtype}
+            and list(map(Tensor.numel, tensors)) == self._sizes
+            and not any(tensors[i].is_neg() for i in self._single)
+        )
+
+    def _look(self, kept: list[list[Tensor]]) -> None:
+        """Make the tables of what a step finds as the step before left it."""
+        self._sizes = list(map(Tensor.numel, self.params))
+        self._single = [k for k, size in enumerate(self._sizes) if size == 1]
+        self._unlisted = set()
+        for k, (p, *buffers) in enumerate(zip(*kept)):
+            if not _is_dense(p) or p.dtype is not self.block.dtype or not all(_alike(t, p) for t in (p, *buffers)):
+                self._unlisted.add(k)
+        self._regular = not self._unlisted and self._are_regular(self.params)
+        self._tables = [self._pack(*(_address(t) for t in tensors)) for tensors in kept]
+        self._size_table = self._without(self._unlisted)
+
+    def _without(self, places: set[int]) -> bytes:
+        return self._pack_sizes(*(0 if k in places else size for k, size in enumerate(self._sizes)))
+
+    def update(self, direction: Any, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """First pass, as for gathered tensors."""
+        g = [grads[i] for i in self.indices]
+        kept = [self.params, *([s[name] for s in self.states] for name in self.block.buffer_names)]
+        if not self._regular or not self._are_regular(self.params) or self._tables != [
+            self._pack(*map(Tensor.data_ptr, tensors)) for tensors in kept
+        ]:
+            self._look(kept)
+        odd, sizes = self._unlisted, self._size_table
+        if self._regular and self._are_regular(g):
+            addresses = list(map(Tensor.data_ptr, g))
+        else:
+            addresses = list(map(_address, g))
+            odd = odd | {k for k, (t, p) in enumerate(zip(g, self.params)) if not _alike(t, p)}
+            sizes = self._without(odd)
+        if 0 in addresses:  # memory that isn't there, as of a gradient known to be zero
+            odd = odd | {k for k, address in enumerate(addresses) if address == 0}
+            sizes = self._without(odd)
+        numbers = struct.pack("6d", *direction.numbers, 0.0, 0.0)
+        if self._accumulate(
+            len(g), sizes, self._pack(*addresses), *self._three(self._tables), numbers,
+            self._gx.data_ptr(), self._totals.data_ptr(), torch.get_num_threads(),
+        ):  # fmt: skip
+            raise MemoryError("there is no memory for a table of the parameters' chunks.")
+        gx, dx, du = self._gx, self._totals[0], self._totals[1]
+        self._wholes = {k: self._wholes.get(k) or Whole(self.indices[k], self.block) for k in odd}
+        for k in sorted(odd):
+            gx[k], more_dx, more_du = self._wholes[k].update(direction, grads)
+            dx, du = dx + more_dx, du + more_du
+        return gx, dx, du
+
+    def move(self, direction: Any, step: float, keep: float) -> None:
+        """Second pass."""
+        numbers = struct.pack("6d", *direction.numbers, step, keep)
+        count = len(self.params)
+        if self._subtract(count, self._size_table, *self._three(self._tables), numbers, torch.get_num_threads()):
+            raise MemoryError("there is no memory for a table of the parameters' chunks.")
+        # What autograd has kept for a backward pass is no longer what it was.
+        moved = self.params if not self._unlisted else [p for k, p in enumerate(self.params) if k not in self._unlisted]
+        _increment_versions(moved)
+        for k in sorted(self._unlisted):
+            self._wholes[k].move(direction, step, keep)
+
+    @staticmethod
+    def _three(tables: list[bytes]) -> list[bytes | None]:
+        return [*tables, None] if len(tables) == 2 else [*tables]
 
 
 class Block:
@@ -211,11 +324,16 @@ class Block:
         self.host = on_host(self.device)
         self.first = False  # whether the next gradient is the first one; the optimizer sets it
 
+        library = native.library() if self.host and self.dtype in native.DTYPES else None
+        listed: list[int] = []
         gathered: list[int] = []
         size = 0
         self.wholes: list[Whole] = []
         self.gathered: list[Gathered] = []
         for i, p in enumerate(params):
+            if library is not None and p.numel() > 0 and _is_dense(p) and _alike(p, p):
+                listed.append(i)
+                continue
             if p.numel() >= _WHOLE:
                 self.wholes.append(Whole(i, self))
                 continue
@@ -226,7 +344,8 @@ class Block:
             size += p.numel()
         if gathered:
             self.gathered.append(Gathered(gathered, self))
-        self.pieces: list[Gathered | Whole] = [*self.gathered, *self.wholes]
+        self.listed = [Listed(listed, self, library)] if listed and library is not None else []
+        self.pieces: list[Listed | Gathered | Whole] = [*self.listed, *self.gathered, *self.wholes]
         # The scalars of the state, too, are views of one tensor, in the order of the pieces.
         order = [i for piece in self.pieces for i in piece.indices]
         self.steps = self._one_tensor("step", order)
@@ -283,7 +402,7 @@ class Block:
 
     def move(self, direction: Any, step: Scalar, keep: Scalar) -> None:
         """Second pass: ``x <- keep * x - step * u``."""
-        for piece in self.gathered:
+        for piece in (*self.listed, *self.gathered):
             piece.move(direction, step, keep)
         if not self.wholes:
             return
@@ -292,6 +411,36 @@ class Block:
         if not fits or not direction.move([w.param for w in self.wholes], buffers, step, keep):
             for piece in self.wholes:
                 piece.move(direction, step, keep)
+
+
+def _is_dense(t: Tensor) -> bool:
+    """Whether a tensor's elements fill its memory, in whatever order."""
+    return t.is_contiguous() or _flattened([t]) is not None
+
+
+def _alike(t: Tensor, p: Tensor) -> bool:
+    """Whether a tensor's memory can be gone over together with a parameter's."""
+    return (
+        type(t) in _PLAIN
+        and t.is_cpu
+        and t.dtype is p.dtype
+        and t.shape == p.shape
+        and (t.stride() == p.stride() or t.is_contiguous() and p.is_contiguous())
+        and not t.is_neg()
+        and t.data_ptr() != 0
+    )
+
+
+def _address(t: Tensor) -> int:
+    return t.data_ptr() if type(t) in _PLAIN and t.is_cpu else 0
+
+
+def _increment_versions(tensors: list[Tensor]) -> None:
+    try:
+        increment_version(tensors)
+    except TypeError:  # older versions of torch take one tensor
+        for t in tensors:
+            increment_version(t)
 
 
 def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:

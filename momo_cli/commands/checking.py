@@ -27,8 +27,7 @@ def check(task: TaskArgument, training_options: TrainingOptions) -> None:
 
     source = find_task(task, training_options.arguments())
     device = parse_devices(training_options.device)[0]
-    if training_options.jobs != 1:
-        one_thread(device)  # as in training
+    one_thread(device)  # as in training
     try:
         seen = inspect_task(source, training_options.settings(), device)
     except (UserError, UserCodeError):

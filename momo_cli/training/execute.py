@@ -50,8 +50,12 @@ class Plan:
 
 
 def one_thread(device: torch.device) -> None:
-    """Train on one CPU thread: processes of one thread each use the cores best, and beside others a second one only waits."""
-    if device.type == "cpu":
+    """Train on one CPU thread, unless ``OMP_NUM_THREADS`` says otherwise.
+
+    Processes of one thread each use the cores best; and beside another busy process, two threads that wait for each other
+    at every operation can take a hundred times as long as one.
+    """
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
@@ -85,8 +89,7 @@ class Executor:
         self._workers: Workers | None = None
 
     def __enter__(self) -> Executor:
-        if self.resources.jobs != 1:
-            one_thread(self.resources.devices[0])
+        one_thread(self.resources.devices[0])
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -114,8 +117,7 @@ class Executor:
             return
         if self._workers is None:
             devices = [str(self.resources.devices[i % len(self.resources.devices)]) for i in range(plan.jobs)]
-            threads = max(1, _cores() // plan.jobs) if self.resources.jobs is not None else 1
-            self._workers = Workers(self.source, self.settings, devices, threads)
+            self._workers = Workers(self.source, self.settings, devices, torch.get_num_threads())
         size = min(plan.together, math.ceil(len(specs) / plan.jobs))
         units = [specs[i : i + size] for i in range(0, len(specs), size)]
         yield from self._workers.train(units, plan.together, self.watch, self.say)
