@@ -1,0 +1,253 @@
+/* The two passes of a step over tensors in memory, for momo/native.py, which compiles this file on a user's machine.
+
+   A pass gets tables of addresses. It cuts every tensor into chunks of a fixed size, lets threads take runs of chunks, and
+   adds the chunks' sums up in their order: no result depends on how many threads there were. All sums are in double.
+
+   Threads live as long as a pass. A pool would be quicker to wake, but wouldn't survive a fork, and torch's own pool
+   can't be had from here.
+
+   The formulas mirror momo/directions.py; which function of it is said at each. The file includes itself once for each
+   type of real numbers. */
+
+#ifndef REAL
+
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#define CHUNK 16384      /* elements; their streams stay in the cache between the loops over them */
+#define RUN 65536        /* elements that a thread takes at once, so that many small tensors don't make it queue */
+#define ALONE 262144     /* elements up to which starting a thread costs more than it brings */
+#define MOST_THREADS 256
+
+struct numbers {
+    double weight, beta2, eps, root; /* as in momo.directions; a momentum uses only the first one */
+    double step, keep;
+};
+
+struct chunk {
+    int64_t tensor, start, length;
+    double gx, dx, du;
+};
+
+struct pass {
+    void *const *g, *const *x, *const *d, *const *v;
+    struct numbers numbers;
+    struct chunk *chunks;
+    int64_t *runs; /* the first chunk of each run, and the number of chunks at the end */
+    int64_t run_count, elements;
+    int64_t taken;
+    int backwards;
+    void (*work)(const struct pass *, struct chunk *);
+};
+
+static void *take_runs(void *argument)
+{
+    struct pass *pass = argument;
+    for (;;) {
+        int64_t run = __atomic_fetch_add(&pass->taken, 1, __ATOMIC_RELAXED);
+        if (run >= pass->run_count)
+            return NULL;
+        if (pass->backwards)
+            run = pass->run_count - 1 - run;
+        for (int64_t i = pass->runs[run]; i < pass->runs[run + 1]; i++)
+            pass->work(pass, pass->chunks + i);
+    }
+}
+
+static int cut(struct pass *pass, int64_t count, const int64_t *sizes)
+{
+    int64_t chunks = 0;
+    for (int64_t i = 0; i < count; i++) {
+        chunks += (sizes[i] + CHUNK - 1) / CHUNK;
+        pass->elements += sizes[i];
+    }
+    pass->chunks = malloc((chunks + 1) * sizeof *pass->chunks);
+    pass->runs = malloc((chunks + 1) * sizeof *pass->runs);
+    if (!pass->chunks || !pass->runs)
+        return -1;
+    int64_t made = 0, in_run = RUN;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t start = 0; start < sizes[i]; start += CHUNK) {
+            int64_t length = sizes[i] - start < CHUNK ? sizes[i] - start : CHUNK;
+            if (in_run >= RUN) {
+                pass->runs[pass->run_count++] = made;
+                in_run = 0;
+            }
+            in_run += length;
+            pass->chunks[made++] = (struct chunk){i, start, length, 0, 0, 0};
+        }
+    pass->runs[pass->run_count] = made;
+    return 0;
+}
+
+static void go(struct pass *pass, int64_t threads)
+{
+    pthread_t helpers[MOST_THREADS];
+    int64_t wanted = threads < pass->run_count ? threads : pass->run_count;
+    int64_t started = 0;
+    if (wanted > MOST_THREADS)
+        wanted = MOST_THREADS;
+    if (wanted > 1 && pass->elements > ALONE) {
+        /* Signals are the business of the caller's thread. */
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        while (started < wanted - 1 && pthread_create(&helpers[started], NULL, take_runs, pass) == 0)
+            started++;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    take_runs(pass);
+    while (started > 0)
+        pthread_join(helpers[--started], NULL);
+}
+
+/* Both answer 0, or -1 if there is no memory for the tables, and then nothing has been touched. `v` is a null pointer for
+   a momentum. A tensor of size 0 is left out. */
+
+static int accumulate(struct pass *pass, int64_t count, const int64_t *sizes, double *gx, double *totals, int64_t threads)
+{
+    int failed = cut(pass, count, sizes);
+    if (!failed) {
+        go(pass, threads);
+        totals[0] = totals[1] = 0;
+        for (int64_t i = 0; i < count; i++)
+            gx[i] = 0;
+        for (int64_t i = 0; i < pass->runs[pass->run_count]; i++) {
+            gx[pass->chunks[i].tensor] += pass->chunks[i].gx;
+            totals[0] += pass->chunks[i].dx;
+            totals[1] += pass->chunks[i].du;
+        }
+    }
+    free(pass->chunks);
+    free(pass->runs);
+    return failed;
+}
+
+static int subtract(struct pass *pass, int64_t count, const int64_t *sizes, int64_t threads)
+{
+    int failed = cut(pass, count, sizes);
+    /* What the first pass saw last is still in the cache. */
+    pass->backwards = 1;
+    if (!failed)
+        go(pass, threads);
+    free(pass->chunks);
+    free(pass->runs);
+    return failed;
+}
+
+#define JOINED(a, b) a##b
+#define JOIN(a, b) JOINED(a, b)
+#define NAME(name) JOIN(name, SUFFIX)
+
+#define REAL float
+#define SUFFIX _float32
+#define SQRT sqrtf
+#include "native.c"
+#undef REAL
+#undef SUFFIX
+#undef SQRT
+
+#define REAL double
+#define SUFFIX _float64
+#define SQRT sqrt
+#include "native.c"
+
+#else
+
+/* torch.lerp, which Momentum.accumulate and Adam.accumulate use: exact at both ends. */
+#define LERP(old, new) (near ? (old) + weight * ((new) - (old)) : (new) - ((new) - (old)) * rest)
+
+/* Momentum.accumulate */
+static void NAME(momentum_accumulate)(const struct pass *pass, struct chunk *chunk)
+{
+    const REAL *restrict g = (const REAL *)pass->g[chunk->tensor] + chunk->start;
+    const REAL *restrict x = (const REAL *)pass->x[chunk->tensor] + chunk->start;
+    REAL *restrict d = (REAL *)pass->d[chunk->tensor] + chunk->start;
+    const REAL weight = (REAL)pass->numbers.weight, rest = (REAL)(1 - pass->numbers.weight);
+    const int near = pass->numbers.weight < 0.5;
+    double gx = 0, dx = 0, du = 0;
+#pragma omp simd reduction(+ : gx, dx, du)
+    for (int64_t i = 0; i < chunk->length; i++) {
+        REAL di = LERP(d[i], g[i]);
+        d[i] = di;
+        gx += (double)g[i] * (double)x[i];
+        dx += (double)di * (double)x[i];
+        du += (double)di * (double)di;
+    }
+    chunk->gx = gx, chunk->dx = dx, chunk->du = du;
+}
+
+/* Adam.accumulate */
+static void NAME(adam_accumulate)(const struct pass *pass, struct chunk *chunk)
+{
+    const REAL *restrict g = (const REAL *)pass->g[chunk->tensor] + chunk->start;
+    const REAL *restrict x = (const REAL *)pass->x[chunk->tensor] + chunk->start;
+    REAL *restrict d = (REAL *)pass->d[chunk->tensor] + chunk->start;
+    REAL *restrict v = (REAL *)pass->v[chunk->tensor] + chunk->start;
+    const REAL weight = (REAL)pass->numbers.weight, rest = (REAL)(1 - pass->numbers.weight);
+    const REAL beta2 = (REAL)pass->numbers.beta2, new_square = (REAL)(1 - pass->numbers.beta2);
+    const REAL eps = (REAL)pass->numbers.eps, scale = (REAL)(1 / pass->numbers.root);
+    const int near = pass->numbers.weight < 0.5;
+    double gx = 0, dx = 0, du = 0;
+#pragma omp simd reduction(+ : gx, dx, du)
+    for (int64_t i = 0; i < chunk->length; i++) {
+        REAL di = LERP(d[i], g[i]);
+        REAL vi = beta2 * v[i] + new_square * g[i] * g[i];
+        REAL ui = di / (SQRT(vi) * scale + eps);
+        d[i] = di;
+        v[i] = vi;
+        gx += (double)g[i] * (double)x[i];
+        dx += (double)di * (double)x[i];
+        du += (double)di * (double)ui;
+    }
+    chunk->gx = gx, chunk->dx = dx, chunk->du = du;
+}
+
+/* Momentum.move */
+static void NAME(momentum_subtract)(const struct pass *pass, struct chunk *chunk)
+{
+    REAL *restrict x = (REAL *)pass->x[chunk->tensor] + chunk->start;
+    const REAL *restrict d = (const REAL *)pass->d[chunk->tensor] + chunk->start;
+    const REAL step = (REAL)pass->numbers.step, keep = (REAL)pass->numbers.keep;
+#pragma omp simd
+    for (int64_t i = 0; i < chunk->length; i++)
+        x[i] = keep * x[i] - step * d[i];
+}
+
+/* Adam.move */
+static void NAME(adam_subtract)(const struct pass *pass, struct chunk *chunk)
+{
+    REAL *restrict x = (REAL *)pass->x[chunk->tensor] + chunk->start;
+    const REAL *restrict d = (const REAL *)pass->d[chunk->tensor] + chunk->start;
+    const REAL *restrict v = (const REAL *)pass->v[chunk->tensor] + chunk->start;
+    const REAL step = (REAL)pass->numbers.step, keep = (REAL)pass->numbers.keep;
+    const REAL eps = (REAL)pass->numbers.eps, scale = (REAL)(1 / pass->numbers.root);
+#pragma omp simd
+    for (int64_t i = 0; i < chunk->length; i++)
+        x[i] = keep * x[i] - step * (d[i] / (SQRT(v[i]) * scale + eps));
+}
+
+int NAME(momo_accumulate)(
+    int64_t count, const int64_t *sizes, void *const *g, void *const *x, void *const *d, void *const *v,
+    const double *numbers, double *gx, double *totals, int64_t threads)
+{
+    struct pass pass = {.g = g, .x = x, .d = d, .v = v};
+    pass.numbers = *(const struct numbers *)numbers;
+    pass.work = v ? NAME(adam_accumulate) : NAME(momentum_accumulate);
+    return accumulate(&pass, count, sizes, gx, totals, threads);
+}
+
+int NAME(momo_subtract)(
+    int64_t count, const int64_t *sizes, void *const *x, void *const *d, void *const *v, const double *numbers,
+    int64_t threads)
+{
+    struct pass pass = {.x = x, .d = d, .v = v};
+    pass.numbers = *(const struct numbers *)numbers;
+    pass.work = v ? NAME(adam_subtract) : NAME(momentum_subtract);
+    return subtract(&pass, count, sizes, threads);
+}
+
+#endif
