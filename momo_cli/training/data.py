@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,17 +13,27 @@ import torch
 from momo_cli.errors import UserError
 
 
-def move(batch: Any, device: torch.device) -> Any:
-    """``batch`` with every tensor in it on ``device``: tensors, and tuples, lists and dicts of them."""
+def map_tensors(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """``batch`` with every tensor in it changed: tensors, and tuples, lists and dicts of them, nested as DataLoaders do.
+
+    >>> map_tensors({"x": torch.zeros(2), "n": 3}, lambda tensor: tensor + 1)
+    {'x': tensor([1., 1.]), 'n': 3}
+    """
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return change(batch)
     if isinstance(batch, dict):
-        return type(batch)({key: move(value, device) for key, value in batch.items()})
+        return type(batch)({key: map_tensors(value, change) for key, value in batch.items()})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device) for value in batch))
+        return type(batch)(*(map_tensors(value, change) for value in batch))
     if isinstance(batch, (tuple, list)):
-        return type(batch)(move(value, device) for value in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
+        return type(batch)(map_tensors(value, change) for value in batch)
+    # Batches of other libraries (graphs, tokenized text) hold tensors of their own and can move them.
+    return change(batch) if hasattr(batch, "to") else batch
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """``batch`` with everything in it on ``device``."""
+    return map_tensors(batch, lambda item: item.to(device, non_blocking=True) if isinstance(item, torch.Tensor) else item.to(device))
 
 
 def tensors(batch: Any) -> Iterator[torch.Tensor]:

@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 from momo_cli.errors import UserError
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
-from momo_cli.training.data import tensors
+from momo_cli.training.data import map_tensors, tensors
 from momo_cli.training.evaluation import checked_metrics, precision, scalar_loss
 
 
@@ -123,7 +123,7 @@ class Stack:
         inputs = [] if shared else self._by_row(batches)
 
         def one(values: dict[str, torch.Tensor], fixed: dict[str, torch.Tensor], inputs: list[torch.Tensor]) -> Any:
-            batch = batches[0] if shared else replaced(batches[0], iter(inputs))
+            batch = batches[0] if shared else _replaced(batches[0], iter(inputs))
             return functional_call(self.objective, {**values, **fixed}, (batch, metrics))
 
         with precision(self.settings, self.device):
@@ -145,21 +145,9 @@ class Stack:
         return self.objective.model
 
 
-def replaced(batch: Any, values: Iterator[torch.Tensor]) -> Any:
-    """``batch`` with its tensors replaced, in the order of :func:`momo_cli.training.data.tensors`.
-
-    >>> replaced({"x": torch.zeros(2), "n": 3}, iter([torch.ones(2)]))
-    {'x': tensor([1., 1.]), 'n': 3}
-    """
-    if isinstance(batch, torch.Tensor):
-        return next(values)
-    if isinstance(batch, dict):
-        return type(batch)({key: replaced(value, values) for key, value in batch.items()})
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(replaced(value, values) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(replaced(value, values) for value in batch)
-    return batch
+def _replaced(batch: Any, values: Iterator[torch.Tensor]) -> Any:
+    """``batch`` with its tensors replaced, in the order of :func:`momo_cli.training.data.tensors`."""
+    return map_tensors(batch, lambda item: next(values) if isinstance(item, torch.Tensor) else item)
 
 
 def check_stack(task: Task, batch: Any, settings: Settings) -> None:
