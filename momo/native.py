@@ -114,14 +114,13 @@ def _compiled(compiler: list[str], choices: list[list[str]], identity: list[str]
     why = "there is no way to compile"
     for path, flags in zip(paths, choices):
         try:
-            _compile(compiler, flags, path)
-            return Library(path, flags)
+            return _compile(compiler, flags, path)
         except (OSError, AttributeError, _Unavailable) as error:
             why = str(error)
     raise _Unavailable(why)
 
 
-def _compile(compiler: list[str], flags: list[str], path: Path) -> None:
+def _compile(compiler: list[str], flags: list[str], path: Path) -> Library:
     # Others may be compiling the same at this moment: whoever is last replaces what is equal.
     handle, made = tempfile.mkstemp(prefix="making-", suffix=".so", dir=path.parent)
     os.close(handle)
@@ -143,7 +142,9 @@ def _compile(compiler: list[str], flags: list[str], path: Path) -> None:
                 process.wait()
         if failed:
             raise _Unavailable(f"{compiler[0]} can't compile {_SOURCE.name}")
+        loaded = Library(Path(made), flags)
         os.replace(made, path)
+        return loaded
     finally:
         Path(made).unlink(missing_ok=True)
 

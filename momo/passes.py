@@ -12,14 +12,17 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from momo import kernels, native
+from momo import kernels
 from momo.step_size import Scalar
+
+if TYPE_CHECKING:
+    from momo.native import Library
 
 _WHOLE = 1 << 17  # elements from which on a tensor isn't gathered with others
 _GATHERED = {"cpu": 1 << 19}  # elements gathered at once
@@ -163,10 +166,16 @@ class Whole:
         """First pass, as for gathered tensors."""
         block = self.block
         g = grads[self.indices[0]]
+        # Two kinds of tensors that autograd knows and the fused operations don't: zeros without memory, and a sign that is
+        # still to be applied.
+        g = g.clone() if g._is_zerotensor() else g.resolve_neg()
         tensors = [self.param, *(self.state[name] for name in block.buffer_names)]
         # The memory of a parameter may be replaced at any time, even by a smaller piece of the same.
         known = [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
         if known != self._known:
+            if any(t.shape != self.param.shape for t in tensors):
+                shapes = " and ".join(str(tuple(t.shape)) for t in tensors[:2])
+                raise RuntimeError(f"a parameter's shape isn't the one of its state: {shapes}. Make a new optimizer for it.")
             self.contiguous = all(t.is_contiguous() for t in tensors)
             self._slices = self._cut(tensors) if self.contiguous else []
             self._known = known
@@ -203,7 +212,7 @@ class Listed:
     into a table (a gradient whose strides are not its parameter's, say) is done as large tensors are without compiled passes.
     """
 
-    def __init__(self, indices: list[int], block: Block, library: native.Library) -> None:
+    def __init__(self, indices: list[int], block: Block, library: Library) -> None:
         self.block = block
         self.indices = indices
         self.params = [block.params[i] for i in indices]
@@ -266,7 +275,7 @@ class Listed:
             addresses = list(map(_address, g))
             odd = odd | {k for k, (t, p) in enumerate(zip(g, self.params)) if not _alike(t, p)}
             sizes = self._without(odd)
-        if 0 in addresses:  # memory that isn't there, as of a gradient known to be zero
+        if 0 in addresses:
             odd = odd | {k for k, address in enumerate(addresses) if address == 0}
             sizes = self._without(odd)
         numbers = struct.pack("6d", *direction.numbers, 0.0, 0.0)
@@ -324,7 +333,7 @@ class Block:
         self.host = on_host(self.device)
         self.first = False  # whether the next gradient is the first one; the optimizer sets it
 
-        library = native.library() if self.host and self.dtype in native.DTYPES else None
+        library = _library(self.device, self.dtype)
         listed: list[int] = []
         gathered: list[int] = []
         size = 0
@@ -411,6 +420,15 @@ class Block:
         if not fits or not direction.move([w.param for w in self.wholes], buffers, step, keep):
             for piece in self.wholes:
                 piece.move(direction, step, keep)
+
+
+def _library(device: torch.device, dtype: torch.dtype) -> Library | None:
+    if not on_host(device):
+        return None
+    # Who only imports the package, or trains on another device, doesn't pay for finding a compiler.
+    from momo import native
+
+    return native.library() if dtype in native.DTYPES else None
 
 
 def _is_dense(t: Tensor) -> bool:

@@ -10,6 +10,8 @@ from plain import Plain
 
 from momo import Momo, MomoAdam
 
+pytestmark = pytest.mark.usefixtures("passes")
+
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=4)
 rates = st.sampled_from([0.0, 1e-3, 0.1, 3.0])
 decays = st.sampled_from([0.0, 0.01, 1.0])

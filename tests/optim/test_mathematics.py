@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from momo import Momo, MomoAdam
 from momo.step_size import Term, average, truncated_step, weight_sum
 
+both_passes = pytest.mark.usefixtures("passes")
+
 
 def problem(seed, dtype=torch.float64):
     gen = torch.Generator().manual_seed(seed)
@@ -103,6 +105,7 @@ def test_the_step_minimises_the_stated_problem(cls, lrs, seed):
 # ---- the identities ----
 
 
+@both_passes
 @pytest.mark.parametrize("lb", [-1e30, -math.inf])
 def test_never_adaptive_is_the_baseline(lb):
     def close(a, b):
@@ -119,6 +122,7 @@ def test_never_adaptive_is_the_baseline(lb):
     )
 
 
+@both_passes
 def test_late_and_missing_gradients_are_the_baseline_too():
     def drop(k, optimizer):
         params = [p for g in optimizer.param_groups for p in g["params"]]
@@ -134,6 +138,7 @@ def test_late_and_missing_gradients_are_the_baseline_too():
         torch.testing.assert_close(train(ours, before=drop), train(theirs, before=drop), rtol=1e-12, atol=1e-12)
 
 
+@both_passes
 @pytest.mark.parametrize("lr", [0.01, 10.0])
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_without_momentum_it_is_the_capped_polyak_step(lr, bias_correction):
@@ -152,6 +157,7 @@ def test_without_momentum_it_is_the_capped_polyak_step(lr, bias_correction):
             torch.testing.assert_close(p.detach(), b - step * p.grad, rtol=1e-9, atol=1e-9)
 
 
+@both_passes
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
 @pytest.mark.parametrize("use_fstar", [False, True])
 def test_shifting_the_loss_changes_nothing(cls, use_fstar):
@@ -163,6 +169,7 @@ def test_shifting_the_loss_changes_nothing(cls, use_fstar):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@both_passes
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_after_an_uncapped_step_the_model_is_at_the_lower_bound(cls, weight_decay):
@@ -185,6 +192,7 @@ def test_after_an_uncapped_step_the_model_is_at_the_lower_bound(cls, weight_deca
     assert seen > 3
 
 
+@both_passes
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
 @pytest.mark.parametrize("use_fstar", [False, True])
 def test_splitting_a_group_changes_nothing(cls, use_fstar):

@@ -73,17 +73,24 @@ def same(ours, theirs):
     return ((ours - theirs).abs().amax(1) / scale).max().item() <= 1e-10
 
 
+def compare(ours, theirs, options, scheduled, monkeypatch):
+    """With the compiled passes, and for each combination of options once without."""
+    expected = train(lambda p: theirs(p, **options), scheduled)
+    for switch in ("1", "0") if scheduled else ("1",):
+        monkeypatch.setenv("MOMO_NATIVE", switch)
+        assert same(train(lambda p: ours(p, **options), scheduled), expected)
+
+
 @pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.parametrize("lr", [0.01, 1.0])
 @pytest.mark.parametrize("use_fstar", [False, True])
 @pytest.mark.parametrize("bias_correction", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("beta", [0.0, 0.9])
-def test_momo(reference, scheduled, lr, use_fstar, bias_correction, weight_decay, beta):
+def test_momo(reference, scheduled, lr, use_fstar, bias_correction, weight_decay, beta, monkeypatch):
     options = dict(lr=lr, beta=beta, weight_decay=weight_decay, bias_correction=bias_correction, use_fstar=use_fstar)
     options["lb"] = 0.1 if scheduled else 0.0
-    ours, theirs = (train(lambda p: cls(p, **options), scheduled) for cls in (Momo, reference.Momo))
-    assert same(ours, theirs)
+    compare(Momo, reference.Momo, options, scheduled, monkeypatch)
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
@@ -92,8 +99,7 @@ def test_momo(reference, scheduled, lr, use_fstar, bias_correction, weight_decay
 @pytest.mark.parametrize("divide", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.9)])
-def test_momo_adam(reference, scheduled, lr, use_fstar, divide, weight_decay, betas):
+def test_momo_adam(reference, scheduled, lr, use_fstar, divide, weight_decay, betas, monkeypatch):
     options = dict(lr=lr, betas=betas, weight_decay=weight_decay, divide=divide, use_fstar=use_fstar)
     options |= dict(lb=0.1, eps=1e-3) if scheduled else dict(lb=0.0, eps=1e-8)
-    ours, theirs = (train(lambda p: cls(p, **options), scheduled) for cls in (MomoAdam, reference.MomoAdam))
-    assert same(ours, theirs)
+    compare(MomoAdam, reference.MomoAdam, options, scheduled, monkeypatch)

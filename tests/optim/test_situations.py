@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from momo import Momo, MomoAdam
 
+pytestmark = pytest.mark.usefixtures("passes")
 both = pytest.mark.parametrize("cls", [Momo, MomoAdam])
 
 

@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from momo import Momo, MomoAdam
 
+pytestmark = pytest.mark.usefixtures("passes")
+
 MOMO = [
     dict(zip(("weight_decay", "bias_correction", "use_fstar", "beta"), v))
     for v in itertools.product((0.0, 0.1), (False, True), (False, True), (0.0, 0.9))
