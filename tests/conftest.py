@@ -5,31 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from momo_cli.__main__ import run
+from support import ROOT, TASK
 
 # Two threads that wait for each other at every small operation are many times slower than one on a busy machine.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-ROOT = Path(__file__).resolve().parent.parent
-
-TASK = '''
-import torch
-
-def build(seed, width=8, samples=96):
-    data = torch.Generator().manual_seed(1)
-    x = 0.3 * torch.randn(samples, 4, generator=data)
-    y = x.sum(1, keepdim=True).sin() + 1
-    model = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
-    train = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16, shuffle=True)
-    loss = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
-    return model, loss, train
-'''
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import optuna
 import pytest
+from support import wait_for_trials
 
 GRID = ("sweep", "mymodule:build", "--lrs", "0.01,0.1,1")
 
@@ -194,17 +194,7 @@ def test_interrupted_it_keeps_what_finished_and_goes_on(momo, momo_process, fold
     file.write_text(file.read_text() + "\nimport time\n_build = build\n"
                     "def build(seed):\n    time.sleep(0.4)\n    return _build(seed)\n")
     process = momo_process("sweep", "mymodule", "--lrs", "1e-3:1:12", "--together", "off", "--jobs", "1")
-    database = folder / "momo.db"
-    deadline = time.time() + 60
-    while time.time() < deadline:
-        if database.exists():
-            try:
-                names = optuna.get_all_study_names("sqlite:///momo.db")
-                if names and len(optuna.load_study(study_name=names[0], storage="sqlite:///momo.db").trials) >= 3:
-                    break
-            except Exception:
-                pass
-        time.sleep(0.1)
+    wait_for_trials(3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Interrupted" in err and "Traceback" not in err

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from conftest import TASK
+from support import TASK, wait_for_trials
 
 GRID = ("sweep", "mymodule", "--lrs", "0.01,0.03,0.1,0.3", "-o", "momo,adam")
 
@@ -46,27 +46,26 @@ def children(pid):
     return [int(word) for word in out.split()]
 
 
+def alive(pid):
+    """Whether the process runs; one that has ended and that nobody has asked for yet (Z) doesn't."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_ends_all_workers_and_stores_what_finished(momo_process, momo, folder):
     (folder / "mymodule.py").write_text(TASK + "\nimport time\n_build = build\n"
                                         "def build(seed):\n    time.sleep(0.3)\n    return _build(seed)\n")
     process = momo_process("sweep", "mymodule", "--lrs", "1e-3:1:40", "--together", "off", "--jobs", "2", start_new_session=True)
-    workers: list[int] = []
-    deadline = time.time() + 90
-    while time.time() < deadline and not (folder / "momo.db").exists():
-        time.sleep(0.1)
-    while time.time() < deadline and len(workers) < 2:
-        workers = [pid for pid in children(process.pid)]
-        time.sleep(0.1)
-    time.sleep(6)
+    wait_for_trials(3)
     workers = children(process.pid)
     begin = time.time()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
-    while time.time() < begin + 3 and any(os.path.exists(f"/proc/{pid}") for pid in workers):
+    while time.time() < begin + 3 and any(map(alive, workers)):
         time.sleep(0.05)
-    assert len(workers) >= 2 and not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+    assert len(workers) >= 2 and not any(map(alive, workers))
     stored = int(re.search(r"(\d+) of 80 runs are stored", err)[1])
     assert 0 < stored < 80
     _, out, _ = momo("list")
