@@ -3,6 +3,8 @@
 (a) the script that a user would write with Optuna's ``GridSampler`` and a plain loop; (b) ``momo sweep``, one run after
 another in one process; (c) together in one process; (d) as ``momo`` itself chooses. Each is a whole command, from starting
 Python to the last run in a SQLite file; they take turns, round by round, and the ratio is to (a) of the same round.
+
+``--stack`` prints instead what a step of K runs in one stack takes, for K = 1 to 256, against a run trained alone.
 """
 
 from __future__ import annotations
@@ -70,6 +72,34 @@ def timed(command: list[str], folder: Path) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1024
 
 
+def stack_table(task_name: str, device_name: str) -> None:
+    """Time of a step of K runs together, over the time of a step of one run alone, for each K."""
+    import torch
+
+    from momo_cli.plan import RunSpec, Settings, parse_optimizers
+    from momo_cli.task import find_task
+    from momo_cli.training.execute import one_thread
+    from momo_cli.training.measure import separate_seconds, stack_seconds
+
+    device = torch.device(device_name)
+    one_thread(device)
+    task = find_task(task_name).build(0, device)
+    task.model.to(device)
+    optimizers = parse_optimizers(["momo,sgd-m"])
+    alone = separate_seconds(task, [RunSpec(o, 1e-9, 0) for o in optimizers], Settings(), device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device_name
+    print(f"{task_name}, momo and sgd-m, on {where}: a step of one run alone takes {1e3 * alone:.3g} ms")
+    print(f"{'K':>5}{'ms a step':>12}{'over one alone':>16}{'runs gained':>13}")
+    for k in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        specs = [RunSpec(optimizers[i % 2], 1e-9 * (1 + i), 0) for i in range(k)]
+        try:
+            seconds = stack_seconds(task, specs, Settings(), device)
+        except torch.OutOfMemoryError:
+            print(f"{k:5}   out of memory")
+            break
+        print(f"{k:5}{1e3 * seconds:12.3g}{seconds / alone:15.2f}×{k * alone / seconds:12.1f}×")
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(prog="python -m momo_cli.bench", description=__doc__)
@@ -79,7 +109,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--stack", action="store_true", help="time stacks of K runs")
     given = parser.parse_args()
+    if given.stack:
+        stack_table(given.task, given.device)
+        return
 
     from momo_cli.plan.learning_rates import parse_values
 

@@ -30,7 +30,6 @@ KNOWN: dict[str, Known] = {
     "momo-adam": Known("momo:MomoAdam", 1e-2),
     "momo-star": Known("momo:Momo", 1.0, (("use_fstar", True),)),
     "momo-adam-star": Known("momo:MomoAdam", 1e-2, (("use_fstar", True),)),
-    "momo-muon": Known("momo:MomoMuon", 2e-2),
     "sgd": Known("torch.optim:SGD", 0.1),
     "sgd-m": Known("torch.optim:SGD", 1.0, (("momentum", 0.9), ("dampening", 0.9))),
     "sgd-nesterov": Known("torch.optim:SGD", 0.1, (("momentum", 0.9), ("nesterov", True))),

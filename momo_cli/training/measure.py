@@ -66,6 +66,13 @@ def separate_seconds(task: Task, specs: Sequence[RunSpec], settings: Settings, d
     return sum(known) / len(known) if known else 0.0
 
 
+def stack_seconds(
+    task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, limit: float = math.inf
+) -> float | None:
+    """Time of one step of ``specs`` together, or None where the user's code raises or it takes longer than ``limit`` in all."""
+    return _time(_stacked, task, specs, settings, device, limit)
+
+
 def choose(
     task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, separate: float, cores: int
 ) -> Measured:
@@ -92,7 +99,7 @@ def choose(
     mixed = _spread(specs)
     for size in sizes:
         try:
-            seconds = _time(_stacked, task, mixed[:size], settings, device)
+            seconds = stack_seconds(task, mixed[:size], settings, device)
         except (CannotStack, torch.OutOfMemoryError):
             break
         if seconds is None or seconds / size * (_WORTH if best is alone else 1.0) > best.seconds:
@@ -105,7 +112,7 @@ def choose(
     gain = separate / best.seconds
     if cores > 1 and device.type == "cpu" and torch.get_num_threads() == 1:
         torch.set_num_threads(cores)
-        seconds = _time(_stacked, task, mixed[: best.together], settings, device, 2 * _STEPS * best.together * best.seconds)
+        seconds = stack_seconds(task, mixed[: best.together], settings, device, 2 * _STEPS * best.together * best.seconds)
         torch.set_num_threads(1)
         if seconds is not None:
             best = dataclasses.replace(best, threads=(cores, seconds / best.together))

@@ -73,7 +73,7 @@ def test_the_command_line_decides_where_it_says(monkeypatch):
 @pytest.mark.parametrize("stacked, expected", [(lambda k: 0.012, 64), (lambda k: 0.012 * k, 1), (lambda k: 0.096 if k <= 32 else 0.004 * k, 32)])
 def test_the_stack_that_measures_best_is_taken(monkeypatch, stacked, expected):
     """``stacked(k)`` seconds for a step of k runs, against 10 ms for a step of one run alone."""
-    monkeypatch.setattr(measure, "_time", lambda train, task, specs, *rest: stacked(len(specs)))
+    monkeypatch.setattr(measure, "stack_seconds", lambda task, specs, *rest: stacked(len(specs)))
     specs = [RunSpec(OptimizerSpec.parse("momo"), 0.01 * (i + 1), 0) for i in range(64)]
     chosen = measure.choose(find_task("digits-mlp").build(0, CPU), specs, Settings(), CPU, 0.010, cores=1)
     assert chosen.together == expected and bool(chosen.line)
