@@ -260,6 +260,7 @@ class Listed:
     def _without(self, places: set[int]) -> bytes:
         return self._pack_sizes(*(0 if k in places else size for k, size in enumerate(self._sizes)))
 
+    @torch._disable_dynamo
     def update(self, direction: Any, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """First pass, as for gathered tensors."""
         g = [grads[i] for i in self.indices]
@@ -291,6 +292,7 @@ class Listed:
             dx, du = dx + more_dx, du + more_du
         return gx, dx, du
 
+    @torch._disable_dynamo
     def move(self, direction: Any, step: float, keep: float) -> None:
         """Second pass."""
         numbers = struct.pack("6d", *direction.numbers, step, keep)
@@ -422,6 +424,7 @@ class Block:
                 piece.move(direction, step, keep)
 
 
+@torch._disable_dynamo
 def _library(device: torch.device, dtype: torch.dtype) -> Library | None:
     if not on_host(device):
         return None

@@ -97,7 +97,9 @@ LARGE = [(300, 500), (7,), (1100, 600), (3, 5), (), (128, 128)]
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 2e-5), (torch.bfloat16, 0.02), (torch.float16, 0.003)]
 )
-def test_large_tensors_and_other_dtypes(adam, strided, weight_decay, dtype, tolerance):
+def test_large_tensors_and_other_dtypes(adam, strided, weight_decay, dtype, tolerance, passes):
+    if dtype.itemsize < 4 and passes == "torch":
+        pytest.skip("half precision has no compiled passes: it is tested once")
     # In half precision small squares of gradients vanish, for torch's Adam too: it needs a larger eps.
     eps = 1e-1 if dtype is torch.float16 else 1e-8
     group = dict(lr=1e-3, weight_decay=weight_decay, beta2=0.999, eps=eps)
