@@ -3,8 +3,9 @@
    A pass gets tables of addresses. It cuts every tensor into chunks of a fixed size, lets threads take runs of chunks, and
    adds the chunks' sums up in their order: no result depends on how many threads there were. All sums are in double.
 
-   Threads live as long as a pass. A pool would be quicker to wake, but wouldn't survive a fork, and torch's own pool
-   can't be had from here.
+   The threads are torch's own, by the function that GNU OpenMP starts a parallel region with, if the caller knows where it
+   is: after an operation of torch they wait for the next one at full speed, and would take the processor from any others.
+   Else threads are started for each pass, which a process made by a fork can do too.
 
    The formulas mirror momo/directions.py; which function of it is said at each. The file includes itself once for each
    type of real numbers. */
@@ -20,6 +21,7 @@
 #define CHUNK 16384      /* elements; their streams stay in the cache between the loops over them */
 #define RUN 65536        /* elements that a thread takes at once, so that many small tensors don't make it queue */
 #define ALONE 262144     /* elements up to which starting a thread costs more than it brings */
+#define ALONE_IN_TEAM 65536 /* the same, for threads that are waiting for work */
 #define MOST_THREADS 256
 
 struct numbers {
@@ -32,6 +34,8 @@ struct chunk {
     double gx, dx, du;
 };
 
+typedef void parallel(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
+
 struct pass {
     void *const *g, *const *x, *const *d, *const *v;
     struct numbers numbers;
@@ -43,18 +47,24 @@ struct pass {
     void (*work)(const struct pass *, struct chunk *);
 };
 
-static void *take_runs(void *argument)
+static void take_runs(void *argument)
 {
     struct pass *pass = argument;
     for (;;) {
         int64_t run = __atomic_fetch_add(&pass->taken, 1, __ATOMIC_RELAXED);
         if (run >= pass->run_count)
-            return NULL;
+            return;
         if (pass->backwards)
             run = pass->run_count - 1 - run;
         for (int64_t i = pass->runs[run]; i < pass->runs[run + 1]; i++)
             pass->work(pass, pass->chunks + i);
     }
+}
+
+static void *take_runs_in_a_thread(void *argument)
+{
+    take_runs(argument);
+    return NULL;
 }
 
 static int cut(struct pass *pass, int64_t count, const int64_t *sizes)
@@ -83,19 +93,24 @@ static int cut(struct pass *pass, int64_t count, const int64_t *sizes)
     return 0;
 }
 
-static void go(struct pass *pass, int64_t threads)
+static void go(struct pass *pass, int64_t threads, parallel *team)
 {
     pthread_t helpers[MOST_THREADS];
     int64_t wanted = threads < pass->run_count ? threads : pass->run_count;
     int64_t started = 0;
     if (wanted > MOST_THREADS)
         wanted = MOST_THREADS;
+    if (team && wanted > 1 && pass->elements > ALONE_IN_TEAM) {
+        /* As many as torch has, because a team of another size is made anew. */
+        team(take_runs, pass, (unsigned)threads, 0);
+        return;
+    }
     if (wanted > 1 && pass->elements > ALONE) {
         /* Signals are the business of the caller's thread. */
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        while (started < wanted - 1 && pthread_create(&helpers[started], NULL, take_runs, pass) == 0)
+        while (started < wanted - 1 && pthread_create(&helpers[started], NULL, take_runs_in_a_thread, pass) == 0)
             started++;
         pthread_sigmask(SIG_SETMASK, &before, NULL);
     }
@@ -107,11 +122,12 @@ static void go(struct pass *pass, int64_t threads)
 /* Both answer 0, or -1 if there is no memory for the tables, and then nothing has been touched. `v` is a null pointer for
    a momentum. A tensor of size 0 is left out. */
 
-static int accumulate(struct pass *pass, int64_t count, const int64_t *sizes, double *gx, double *totals, int64_t threads)
+static int accumulate(
+    struct pass *pass, int64_t count, const int64_t *sizes, double *gx, double *totals, int64_t threads, parallel *team)
 {
     int failed = cut(pass, count, sizes);
     if (!failed) {
-        go(pass, threads);
+        go(pass, threads, team);
         totals[0] = totals[1] = 0;
         for (int64_t i = 0; i < count; i++)
             gx[i] = 0;
@@ -126,13 +142,13 @@ static int accumulate(struct pass *pass, int64_t count, const int64_t *sizes, do
     return failed;
 }
 
-static int subtract(struct pass *pass, int64_t count, const int64_t *sizes, int64_t threads)
+static int subtract(struct pass *pass, int64_t count, const int64_t *sizes, int64_t threads, parallel *team)
 {
     int failed = cut(pass, count, sizes);
     /* What the first pass saw last is still in the cache. */
     pass->backwards = 1;
     if (!failed)
-        go(pass, threads);
+        go(pass, threads, team);
     free(pass->chunks);
     free(pass->runs);
     return failed;
@@ -232,22 +248,22 @@ static void NAME(adam_subtract)(const struct pass *pass, struct chunk *chunk)
 
 int NAME(momo_accumulate)(
     int64_t count, const int64_t *sizes, void *const *g, void *const *x, void *const *d, void *const *v,
-    const double *numbers, double *gx, double *totals, int64_t threads)
+    const double *numbers, double *gx, double *totals, int64_t threads, parallel *team)
 {
     struct pass pass = {.g = g, .x = x, .d = d, .v = v};
     pass.numbers = *(const struct numbers *)numbers;
     pass.work = v ? NAME(adam_accumulate) : NAME(momentum_accumulate);
-    return accumulate(&pass, count, sizes, gx, totals, threads);
+    return accumulate(&pass, count, sizes, gx, totals, threads, team);
 }
 
 int NAME(momo_subtract)(
     int64_t count, const int64_t *sizes, void *const *x, void *const *d, void *const *v, const double *numbers,
-    int64_t threads)
+    int64_t threads, parallel *team)
 {
     struct pass pass = {.x = x, .d = d, .v = v};
     pass.numbers = *(const struct numbers *)numbers;
     pass.work = v ? NAME(adam_subtract) : NAME(momentum_subtract);
-    return subtract(&pass, count, sizes, threads);
+    return subtract(&pass, count, sizes, threads, team);
 }
 
 #endif

@@ -48,12 +48,27 @@ class Library:
         self.accumulate: dict[torch.dtype, Any] = {}
         self.subtract: dict[torch.dtype, Any] = {}
         # Tables are bytes objects; ctypes passes where they are.
-        table, count = ctypes.c_char_p, ctypes.c_int64
+        table, count, address = ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p
         for dtype, name in DTYPES.items():
             function = self.accumulate[dtype] = getattr(self._loaded, f"momo_accumulate_{name}")
-            function.argtypes = [count, *[table] * 6, ctypes.c_void_p, ctypes.c_void_p, count]
+            function.argtypes = [count, *[table] * 6, address, address, count, address]
             function = self.subtract[dtype] = getattr(self._loaded, f"momo_subtract_{name}")
-            function.argtypes = [count, *[table] * 5, count]
+            function.argtypes = [count, *[table] * 5, count, address]
+        self._team = _team()
+        self._process = os.getpid()
+
+    def threads(self) -> tuple[int, int | None]:
+        """How many threads to use, and where to find them: see ``native.c``."""
+        # OpenMP's threads are not there in a process made by a fork, and it would wait for them.
+        return torch.get_num_threads(), self._team if os.getpid() == self._process else None
+
+
+def _team() -> int | None:
+    """The address of GNU OpenMP's ``GOMP_parallel``, if that is what torch computes with."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value if sys.platform == "linux" else None
+    except (OSError, AttributeError):
+        return None
 
 
 def library() -> Library | None:

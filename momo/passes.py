@@ -221,6 +221,7 @@ class Listed:
             for name in block.buffer_names:
                 if not _alike(state[name], p):
                     state[name] = torch.empty_like(p, memory_format=torch.preserve_format).copy_(state[name])
+        self._threads = library.threads
         self._accumulate = library.accumulate[block.dtype]
         self._subtract = library.subtract[block.dtype]
         self._pack = struct.Struct(f"{len(indices)}N").pack
@@ -282,7 +283,7 @@ class Listed:
         numbers = struct.pack("6d", *direction.numbers, 0.0, 0.0)
         if self._accumulate(
             len(g), sizes, self._pack(*addresses), *self._three(self._tables), numbers,
-            self._gx.data_ptr(), self._totals.data_ptr(), torch.get_num_threads(),
+            self._gx.data_ptr(), self._totals.data_ptr(), *self._threads(),
         ):  # fmt: skip
             raise MemoryError("there is no memory for a table of the parameters' chunks.")
         gx, dx, du = self._gx, self._totals[0], self._totals[1]
@@ -297,7 +298,7 @@ class Listed:
         """Second pass."""
         numbers = struct.pack("6d", *direction.numbers, step, keep)
         count = len(self.params)
-        if self._subtract(count, self._size_table, *self._three(self._tables), numbers, torch.get_num_threads()):
+        if self._subtract(count, self._size_table, *self._three(self._tables), numbers, *self._threads()):
             raise MemoryError("there is no memory for a table of the parameters' chunks.")
         # What autograd has kept for a backward pass is no longer what it was.
         moved = self.params if not self._unlisted else [p for k, p in enumerate(self.params) if k not in self._unlisted]

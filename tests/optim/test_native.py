@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 import torch
@@ -98,20 +100,43 @@ def test_what_is_not_finite_stays_so(cls, bad, where):
     assert all(torch.equal(a, b) for a, b in zip(final("1"), final("0")))
 
 
+@pytest.fixture
+def some_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_number_of_threads_changes_nothing(cls, dtype):
+def test_the_number_of_threads_and_whose_they_are_change_nothing(cls, dtype, some_threads, monkeypatch):
     shapes = [(700, 701), (5,), *[(100, 100)] * 20, (CHUNK + 1,)]
-    before = torch.get_num_threads()
     found = []
-    try:
+    for team in (native.library()._team, None):
+        monkeypatch.setattr(native.library(), "_team", team)
         for threads in (1, 2, 4, 64):
-            torch.set_num_threads(threads)
+            some_threads(threads)
             found.append(train(cls, shapes, dtype=dtype, weight_decay=0.1))
-    finally:
-        torch.set_num_threads(before)
     for other in found[1:]:
         assert_same(found[0], other, rtol=0, atol=0)
+
+
+@both
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_made_by_a_fork_takes_steps_too(cls, some_threads):
+    some_threads(2)
+    params, optimizer = train(cls, [(700, 701)])
+    child = os.fork()
+    if child == 0:
+        optimizer.step(loss=1.0)
+        os._exit(7)
+    deadline = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended[0] == child and os.waitstatus_to_exitcode(ended[1]) == 7
 
 
 @both
