@@ -77,7 +77,7 @@ class Experiment:
         """
         with Session(self, display) as session:
             runs = session.collect(specs)
-        return Collected(session.stored.name, session.objective, runs, session.reused, session.lines)
+        return Collected(session.stored.name, session.objective, runs, session.reused)
 
     def _resources(self) -> Resources:
         from momo_cli.training.devices import parse_devices
@@ -90,13 +90,15 @@ class Experiment:
 
     def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
         """Find what is wrong before anything is trained; returns the objective's name and a task, built for that."""
-        from momo_cli.training.evaluation import objective_name
+        from momo_cli.training.evaluation import check_metric, objective_name
 
         optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
         for optimizer, spec in optimizers.items():
             optimizer.check(spec.lr, dict(spec.params))
         task = self.source.build(specs[0].seed, device)
-        return objective_name(task, self.settings), task
+        name = objective_name(task, self.settings)
+        check_metric(task, name, device)
+        return name, task
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""
@@ -107,7 +109,7 @@ class Experiment:
             before = info.key
             if before != now and {**before, "source": None} == {**now, "source": None}:
                 runs = f"{info.runs} stored run" + "s" * (info.runs != 1)
-                return [f"{self.source.file.name} has changed since its {runs} ({info.name}): starting afresh."]
+                return [f"{self.source.file.name} has changed since its {runs} ({info.name}), or a file that it imports has: starting afresh."]
         return []
 
 
@@ -124,7 +126,6 @@ class Session:
         stored: The store's part of it.
         objective: The objective's name, known when the first run is collected.
         reused: How many of the runs collected were stored.
-        lines: What was said.
     """
 
     def __init__(
@@ -135,8 +136,7 @@ class Session:
         self.objective = self.stored.objective
         self.reused = 0
         self.found = {} if experiment.fresh else {run_key(run): run for run in self.stored.runs() if run.status != "failed"}
-        self.lines = experiment._changed_source(self.stored, bool(self.found))
-        for line in self.lines:
+        for line in experiment._changed_source(self.stored, bool(self.found)):
             display.said(line)
         self._watch = watch
         self._executor: Executor | None = None
@@ -180,10 +180,10 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """The runs of an experiment, in the order asked for, and where they came from."""
+    """The runs of an experiment, in the order asked for, how many were stored, and lines to show with them."""
 
     study: str
     objective: str
     runs: list[Run]
     reused: int
-    lines: list[str]
+    lines: list[str] = dataclasses.field(default_factory=list)

@@ -60,14 +60,19 @@ class Store:
     """An Optuna storage, opened.
 
     Args:
-        url: Optuna's storage URL. A SQLite file comes into being with the first run that is stored.
+        url: Optuna's storage URL, or the name of a SQLite file ending in ``.db``. A SQLite file comes into being with the first run that is stored.
 
     Raises:
         UserError: The storage can't be opened.
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
+        if "://" not in url and Path(url).suffix in (".db", ".sqlite", ".sqlite3"):
+            url = f"sqlite:///{url}"
         self.url = url
+        file = self._sqlite_file()
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(f"--storage {url}: there is no folder {str(file.parent)!r}.")
         self._storage: optuna.storages.BaseStorage | None = None
 
     def exists(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -67,6 +68,10 @@ def _report(task: str, training: TrainingOptions, outputs: OutputOptions) -> tup
         stored = experiment.stored()
         if any(r.status != "failed" for r in stored.runs()):
             return stored_report(experiment.store, stored.name), experiment
+        others = [info for info in experiment.store.studies() if info.task == experiment.source.name]
+        if others and not outputs.quiet:
+            known = f"{others[-1].runs} stored runs of {others[-1].name}"
+            print(f"Not used: {known}, which have other settings; momo recommend without TASK takes them.", file=sys.stderr)
     return collect_report(task, training, outputs, OPTIMIZERS, SEEDS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def search_report(
     session = found.session
     if asked.tune:
         found.lines.append("Values, sensitivity and good range are over trials in which the further arguments vary, too.")
-    collected = Collected(session.stored.name, session.objective, found.runs, session.reused, session.lines + found.lines)
+    collected = Collected(session.stored.name, session.objective, found.runs, session.reused, found.lines)
     return report_of(collected, experiment)
 
 
@@ -121,7 +122,7 @@ def _say_failures(runs: list[Run]) -> None:
 
 def report_of(collected: Collected, experiment: Experiment) -> Report:
     """The report of an experiment's runs."""
-    lines = list(collected.lines)
+    lines = list(collected.lines) + _metric_hint(collected.objective, experiment.settings.maximize)
     if collected.reused:
         lines.append(f"{collected.reused} of {len(collected.runs)} runs were stored already (--fresh trains them again).")
     key = experiment.stored().key
@@ -146,6 +147,9 @@ def _report(key: dict[str, Any], study: str, objective: str, runs: list[Run], li
     from momo_cli.report import Report
 
     maximize = bool(key["settings"]["maximize"])
+    seeds = 1 + max((run.seed for run in runs), default=0)
+    if command is not None and seeds > 1:
+        command += f" --seeds {seeds}"
     return Report(
         task=key["task"],
         study=study,
@@ -158,6 +162,12 @@ def _report(key: dict[str, Any], study: str, objective: str, runs: list[Run], li
         command=command,
         default_lrs=default_lrs(runs, imported=command is None),
     )
+
+
+def _metric_hint(objective: str, maximize: bool) -> list[str]:
+    if maximize or not re.search(r"acc|auc|f1|score|precision|recall|psnr|bleu", objective.lower()):
+        return []
+    return [f"Note: smaller values of {objective} count as better here; if larger ones are, add --maximize."]
 
 
 _DEFAULTS = Settings().key()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,6 +15,7 @@ from momo_cli.commands.running import stored_report
 from momo_cli.errors import UserError
 from momo_cli.plan import Settings
 from momo_cli.store import DEFAULT_URL, Store, study_key
+from momo_cli.task.builtin import BUILTIN
 
 
 @with_options(OutputOptions)
@@ -77,7 +79,12 @@ def export(
 
       momo export runs.csv
     """
-    out.write_csv(stored_report(Store(storage), study), file)
+    if file in BUILTIN or ":" in file or file.endswith(".py"):
+        raise UserError(f"{file} is a task, and export takes the file to write.\nThe task's study is chosen with --study NAME; momo list shows them.")
+    report = stored_report(Store(storage), study)
+    out.write_csv(report, file)
+    if file != "-":
+        print(f"Wrote {len(report.runs)} runs of {report.task} ({report.study}) to {file}.", file=sys.stderr)
 
 
 def register(app: typer.Typer) -> None:

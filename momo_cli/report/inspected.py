@@ -19,11 +19,13 @@ def print_inspection(task: str, seen: Inspection, console: Console) -> None:
     table.add_column(overflow="fold")
     frozen = f", {seen.parameters - seen.trainable:,} of them frozen" if seen.trainable != seen.parameters else ""
     train, val = (("some" if count is None else f"{count:,}") for count in seen.batches)
+    train += " training batch" + "es" * (seen.batches[0] != 1)
+    val = "no validation" if seen.batches[1] is None else f"{val} validation batch" + "es" * (seen.batches[1] != 1)
     rows = [
         ("task", task),
         ("model", f"{seen.parameters:,} parameters{frozen}"),
         ("batch", f"{seen.shapes}, {seen.batch_size} samples"),
-        ("data", f"{train} training batches, " + ("no validation" if seen.batches[1] is None else f"{val} validation batches")),
+        ("data", f"{train}, {val}"),
         ("run", f"{seen.steps:,} steps, about {seen.steps * seen.step_seconds:.2g} s on {seen.device} ({1e3 * seen.step_seconds:.2g} ms a step)"),
         ("memory", f"{seen.memory / 2**20:.3g} MiB" + ("" if seen.device.startswith("cuda") else " for parameters, gradients and state")),
         ("together", "runs can be trained together" if not seen.alone else f"runs are trained one after another: {seen.alone}"),
@@ -43,7 +45,10 @@ def _findings(seen: Inspection) -> list[str]:
         return ["The loss isn't finite before the first step: no optimizer can train this. Look at the data and the loss."]
     if min(losses) < 0:
         return [f"The loss was negative ({min(losses):.4g}): give Momo's methods a lower bound of it, as in -o 'momo(lb=-10)', or use momo-star."]
-    return ["The loss was never negative: the default lower bound lb=0 of Momo's methods holds."]
+    return [
+        f"The loss was not negative in these {len(seen.losses)} steps. The lower bound lb=0 of Momo's methods holds if it can never be "
+        "(cross-entropy and squared errors can't; a log-likelihood of a density can)."
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from momo_cli import figures
 from momo_cli.report import Report, formats
+from momo_cli.report.lower_bound import lower_bound_advice
 from momo_cli.runs import Run
 
 
@@ -126,6 +127,7 @@ def warnings(report: Report) -> list[str]:
         lost(entries, command),
         failed(entries, runs),
         nothing_learned(report),
+        *(below_bound(runs, entry["optimizer"]) for entry in entries),
         one_seed(runs, command),
         unknown_initial(runs, report.analysis["initial"]),
     ]
@@ -137,12 +139,15 @@ def extension_command(command: str, entries: Sequence[dict[str, Any]], decades: 
 
     >>> extension_command("momo sweep task.py", [
     ...     {"optimizer": "sgd", "lrs": [0.1, 1.0], "values": [2.0, 1.0], "best_lr": 1.0, "best_at_edge": True}])
-    'momo sweep task.py -o sgd --lrs sgd=10'
+    'momo sweep task.py -o sgd --lrs sgd=0.1,1,10'
+
+    The rates that are stored stand in it, too: they are reused, and the answer is about all of them.
     """
     parts = [command]
     for entry in entries:
         if entry["best_at_edge"]:
-            lrs = ",".join(formats.number(lr, 4) for lr in beyond(entry, decades))
+            known = {lr for lr, value in zip(entry["lrs"], entry["values"]) if value is not None}
+            lrs = ",".join(f"{lr:.12g}" for lr in sorted(known | set(beyond(entry, decades))))
             parts.append(f"-o {shlex.quote(entry['optimizer'])} --lrs {shlex.quote(entry['optimizer'] + '=' + lrs)}")
     return " ".join(parts)
 
@@ -234,7 +239,7 @@ def one_seed(runs: Sequence[Run], command: str | None) -> str:
 def nothing_learned(report: Report) -> str:
     """No run ended better than it began."""
     best = best_entry(report)
-    if best is None or best["best"] != report.analysis["initial"] or len(report.runs) < 2:
+    if best is None or not math.isclose(best["best"], report.analysis["initial"]) or len(report.runs) < 2:
         return ""
     if not knows_initial(report.runs):
         return ""
@@ -242,6 +247,17 @@ def nothing_learned(report: Report) -> str:
         f"No run ended with a better {report.objective} than it began with "
         f"({formats.number(report.analysis['initial'])}): train longer with --steps or --epochs, or widen --lrs."
     )
+
+
+def below_bound(runs: Sequence[Run], optimizer: str) -> str:
+    """One of Momo's methods whose loss went below the bound that it takes: its figures then say little."""
+    went_below = any(
+        figures.is_finite(value) and value < 0
+        for run in runs
+        if run.optimizer == optimizer
+        for value in (run.train_loss, run.val_loss, *(loss for _, loss in run.curve))
+    )
+    return lower_bound_advice(runs, optimizer) if went_below else ""
 
 
 def unknown_initial(runs: Sequence[Run], initial: float | None) -> str:

@@ -13,9 +13,10 @@ def print_studies(studies: list[StudyInfo], console: Console) -> None:
     """One row a study: task, runs, objective, settings, the study's name and when it was last used."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("task", "runs", "objective", "settings", "study", "last used"):
-        table.add_column(heading, justify="right" if heading == "runs" else "left", overflow="fold")
+        table.add_column(heading, justify="right" if heading == "runs" else "left", overflow="fold", no_wrap=heading == "study")
     for info in studies:
-        given = {**info.key["set"], **info.key["settings"]}
+        search = {name: value for name, value in (info.key.get("search") or {}).items() if value and value != "none"}
+        given = {**info.key["set"], **info.key["settings"], **search}
         shown = ", ".join(
             f"{name}={value}" for name, value in given.items()
             if value not in (None, False, "off", 0.0) and (name, value) != ("schedule", "constant") and name != "objective"

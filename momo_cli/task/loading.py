@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
 import random
 import sys
@@ -39,8 +41,11 @@ class TaskSource:
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def fingerprint(self) -> str:
-        """A digest of the source file's content: another one means other results."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
+        """A digest of the source file and of the user's files that it imports: another one means other results."""
+        digest = hashlib.sha256()
+        for file in local_sources(self.file):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
 
     def build(self, seed: int, device: Any) -> Task:
         """Seed everything with ``seed``, call the function and check what it returns.
@@ -105,6 +110,34 @@ def find_task(reference: str, arguments: dict[str, Any] | None = None) -> TaskSo
             raise UserError(f"There is no file {place!r} (looked in {Path.cwd()}).{did_you_mean(file.name, near)}")
         return TaskSource(f"{place}:{function}", str(file.resolve()), function, file.resolve(), given)
     return TaskSource(f"{place}:{function}", place, function, _module_file(place, reference), given)
+
+
+def local_sources(file: Path) -> list[Path]:
+    """``file`` and, transitively, what it imports from its own folder or the current one; installed packages are not followed."""
+    roots = list(dict.fromkeys([file.parent, Path.cwd()]))
+    found, waiting = [file], [file]
+    while waiting:
+        at = waiting.pop()
+        try:
+            tree = ast.parse(at.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names, places = [alias.name for alias in node.names], roots
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
+                places = [at.parents[node.level - 1]] if node.level else roots
+            else:
+                continue
+            for place, name in itertools.product(places, filter(None, names)):
+                stem = place.joinpath(*name.split("."))
+                for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+                    if path.is_file() and path not in found:
+                        found.append(path)
+                        waiting.append(path)
+    return [file, *sorted(found[1:])]
 
 
 def seed_everything(seed: int) -> None:

@@ -58,6 +58,22 @@ def objective_name(task: Task, settings: Settings) -> str:
     return name
 
 
+def check_metric(task: Task, name: str, device: torch.device) -> None:
+    """Find a metric that isn't there by one batch; where the user's code raises, the runs will tell.
+
+    Raises:
+        UserError: ``metrics`` doesn't return ``name``.
+    """
+    if name in ("train_loss", "val_loss") or task.metrics is None or task.val is None:
+        return
+    try:
+        with torch.no_grad():
+            metrics = task.metrics(task.model.to(device).eval(), move(next(iter(task.val)), device))
+    except Exception:
+        return
+    Evaluation(0.0, dict.fromkeys(checked_metrics(metrics), 0.0)).of(name, 0.0)
+
+
 @contextlib.contextmanager
 def precision(settings: Settings, device: torch.device) -> Iterator[None]:
     """Autocast as ``--amp`` says."""

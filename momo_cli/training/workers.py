@@ -105,7 +105,9 @@ class Workers:
     def _start(self, device: str) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, *self._arguments, device, self._threads), daemon=True)
+        # Not a daemon: the user's DataLoader may have workers of its own. It ends with its parent all the same, when the
+        # pipe that it listens to is closed.
+        process = context.Process(target=_work, args=(theirs, *self._arguments, device, self._threads))
         process.start()
         theirs.close()
         return _Worker(process, ours)

@@ -70,6 +70,36 @@ def test_a_changed_source_file_starts_afresh_and_says_so(momo, folder):
     assert code == 0 and "mymodule.py has changed" in err and "were stored" not in out
 
 
+def test_a_changed_file_that_the_task_imports_counts_too(momo, folder):
+    (folder / "lib").mkdir()
+    (folder / "lib" / "__init__.py").write_text("")
+    (folder / "lib" / "scale.py").write_text("SCALE = 1.0\n")
+    file = folder / "mymodule.py"
+    file.write_text("from lib.scale import SCALE\n" + file.read_text())
+    momo(*GRID)
+    assert "6 of 6 runs were stored" in momo(*GRID)[1]
+    (folder / "lib" / "scale.py").write_text("SCALE = 2.0\n")
+    assert "were stored" not in momo(*GRID)[1]
+
+
+def test_a_loss_below_momos_bound_is_told(momo, folder):
+    file = folder / "mymodule.py"
+    file.write_text(file.read_text().replace("batch[1])\n", "batch[1]) - 5\n"))
+    out = momo(*GRID)[1]
+    assert "went below 0" in out and "momo(lb=" in out
+    assert "went below 0" not in momo(*GRID, "-o", "momo(lb=-5),sgd-m")[1]
+
+
+def test_smaller_accuracies_are_questioned(momo, folder):
+    file = folder / "mymodule.py"
+    file.write_text(file.read_text().replace("return model, loss, train", "return {'model': model, 'loss': loss, 'train': train, 'val': train, "
+                                             "'metrics': lambda m, b: {'accuracy': m(b[0]).mean()}}"))
+    assert "add --maximize" in momo(*GRID, "--objective", "accuracy")[1]
+    assert "add --maximize" not in momo(*GRID, "--objective", "accuracy", "--maximize")[1]
+    code, _, err = momo(*GRID, "--objective", "acuracy", "--storage", "other.db")
+    assert code == 2 and "accuracy" in err and not (folder / "other.db").exists()
+
+
 def test_optuna_reads_the_store(momo):
     result, _ = document(momo, *GRID)
     study = optuna.load_study(study_name=result["study"], storage="sqlite:///momo.db")
@@ -239,7 +269,7 @@ def test_list_and_check(momo):
     code, out, _ = momo("list")
     assert code == 0 and "mymodule:build" in out and "train_loss" in out
     code, out, _ = momo("check", "mymodule")
-    assert code == 0 and "float32[16, 4]" in out and "49 parameters" in out and "never negative" in out
+    assert code == 0 and "float32[16, 4]" in out and "49 parameters" in out and "not negative" in out
 
 
 def test_check_finds_a_negative_loss(momo, folder):

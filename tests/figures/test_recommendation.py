@@ -46,10 +46,10 @@ def test_thin_evidence_is_told():
     found = advice(runs)
     text = " ".join(found["warnings"])
     assert "one seed" in text and "largest tried (100)" in text and "bad shape" in text
-    assert "momo sweep task.py -o momo --lrs momo=1000" in text
+    assert "momo sweep task.py -o momo --lrs momo=0.01,0.1,1,10,100,1000" in text
     entry = figures.analyze(runs)["optimizers"][0]
     assert next_lrs(entry, 2) == [1000.0, 10000.0]
-    assert next_command("momo sweep task.py", [entry]) == "momo sweep task.py -o momo --lrs momo=1000"
+    assert next_command("momo sweep task.py", [entry]) == "momo sweep task.py -o momo --lrs momo=0.01,0.1,1,10,100,1000"
 
 
 def test_nothing_to_recommend():

@@ -64,9 +64,12 @@ def test_a_command_to_paste_stands_whole(make_report):
     while command.endswith("\\"):
         start += 1
         command = command[:-1] + lines[start].strip()
+    lrs = [entry["lrs"] for entry in report.analysis["optimizers"]]
+    next_lrs = [figures.next_lrs(known, known[-1], 1.0) for known in lrs]
+    assert [[f"{lr:.4g}" for lr in more] for more in next_lrs] == [["10", "31.62"], ["0.01", "0.03162"]]
     assert shlex.split(command) == [
-        "momo", "sweep", "digits-mlp", "-o", "momo", "--lrs", "momo=10,31.62",
-        "-o", "adam(betas=(0.9, 0.95))", "--lrs", "adam(betas=(0.9, 0.95))=0.01,0.03162",
+        "momo", "sweep", "digits-mlp", "-o", "momo", "--lrs", "momo=" + ",".join(f"{lr:.12g}" for lr in [*lrs[0], *next_lrs[0]]),
+        "-o", "adam(betas=(0.9, 0.95))", "--lrs", "adam(betas=(0.9, 0.95))=" + ",".join(f"{lr:.12g}" for lr in [*lrs[1], *next_lrs[1]]),
     ]  # fmt: skip
 
 

@@ -41,6 +41,12 @@ def test_a_worker_that_dies_costs_only_the_run_it_dies_of(momo, folder):
     assert "worker process died" in err and "exit code 7" in err
 
 
+def test_the_users_loader_may_have_workers_of_its_own(momo, folder):
+    (folder / "mymodule.py").write_text(TASK.replace("shuffle=True)", "shuffle=True, num_workers=1)"))
+    runs, _ = runs_of(momo, "sweep", "mymodule", "--lrs", "0.01,0.1", "-o", "momo", "--jobs", "2", "--together", "off")
+    assert [run["status"] for run in runs] == ["ok", "ok"]
+
+
 def children(pid):
     out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(word) for word in out.split()]
