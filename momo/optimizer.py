@@ -392,6 +392,8 @@ class TruncatedModelOptimizer(Optimizer):
 
         def keep(_: Optimizer, given: dict[str, Any]) -> None:
             loaded.update(given)
+            if "betas" not in self.defaults and any("betas" in group for group in given["param_groups"]):
+                raise ValueError(f"this isn't the state of a {type(self).__name__}: it has betas, as Adam's methods do.")
             for state in given["state"].values():
                 missing = [n for n in ("step", "gamma", *self.direction.buffers) if n not in state]
                 if missing:

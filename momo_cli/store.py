@@ -318,7 +318,7 @@ def _trial_of(run: Run, optimizers: list[str]) -> optuna.trial.FrozenTrial:
         del fields[name]
     params: dict[str, Any] = {"optimizer": run.optimizer, "lr": run.lr, "seed": run.seed}
     distributions: dict[str, Any] = {
-        "optimizer": CategoricalDistribution(optimizers),
+        "optimizer": CategoricalDistribution(tuple(optimizers)),
         "lr": FloatDistribution(min(_LR_LOW, run.lr), max(_LR_HIGH, run.lr), log=True),
         "seed": IntDistribution(0, max(run.seed, 2**31 - 1)),
     }

@@ -20,7 +20,7 @@ from momo_cli.training.unit import train_unit
 from momo_cli.training.workers import Workers
 
 _WORKER_START = 4.0  # seconds until a new process has imported torch and built a task
-_WORTH_THREADS = 0.8  # of the time on one thread, that a stack on several must take to be trained so
+_WORTH_THREADS = 0.9  # of the time on one thread, that a stack on several must take to be trained so
 _TRIFLE = 1.0  # seconds of work below which nothing is worth measuring
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 _POINTS = 100
 
 
@@ -20,14 +22,18 @@ class StepSizes:
         self._count = 0
         self._kept: list[tuple[int, Any, Any, Any]] = []
 
+    def keeps(self, step: int) -> bool:
+        """Whether the sizes of ``step`` (from 1) are kept, besides whether it was capped."""
+        return step % self._every == 0 or step == 1
+
     def add(self, step: int, diagnostics: dict[str, Any]) -> None:
-        """Take the figures of ``step`` (from 1)."""
+        """Take the figures of ``step`` (from 1): numbers, or tensors with one value for each parameter group."""
         self._capped = self._capped + diagnostics["capped"]
         self._count += 1
-        if step % self._every == 0 or step == 1:
-            # One value for each parameter group, and a task has one group.
-            kept = (diagnostics[key].reshape(-1)[0] for key in ("step_size", "cap", "adaptive_term"))
-            self._kept.append((step, *(value.clone() for value in kept)))
+        if self.keeps(step):
+            kept = (diagnostics[key] for key in ("step_size", "cap", "adaptive_term"))
+            # A task has one parameter group.
+            self._kept.append((step, *(v.reshape(-1)[0].clone() if isinstance(v, torch.Tensor) else v for v in kept)))
 
     @property
     def capped(self) -> float | None:

@@ -211,7 +211,9 @@ def _advance(row: _Row, losses: Sequence[float], watch: Watch | None) -> None:
 
 
 def _take(diagnostics: dict[str, torch.Tensor], step: int, members: list[_Row]) -> None:
-    columns = {key: value.unbind() for key, value in diagnostics.items()}
+    keys = ("capped", "step_size", "cap", "adaptive_term") if members[0].taken.keeps(step) else ("capped",)
+    # On the CPU numbers cost less than as many small tensors; on a GPU reading them would wait for it.
+    columns = {key: value.tolist() if value.device.type == "cpu" else value.unbind() for key in keys for value in (diagnostics[key],)}
     for i, row in enumerate(members):
         if not row.left:
             row.taken.add(step, {key: column[i] for key, column in columns.items()})

@@ -175,3 +175,16 @@ def test_hooks_on_loading_still_work():
     optimizer.register_load_state_dict_post_hook(lambda o: seen.append(o.state[net[0].weight]["step"].item()))
     optimizer.load_state_dict(optimizer.state_dict())
     assert seen == ["before", 2]
+
+
+def test_the_state_of_the_other_method_is_refused():
+    def trained(kind):
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = kind([p])
+        p.grad = torch.ones(3)
+        optimizer.step(loss=1.0)
+        return optimizer
+
+    for one, other in ((Momo, MomoAdam), (MomoAdam, Momo)):
+        with pytest.raises(ValueError, match=f"isn't the state of a {one.__name__}"):
+            trained(one).load_state_dict(trained(other).state_dict())
