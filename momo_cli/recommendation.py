@@ -132,10 +132,10 @@ def _because(report: Report, chosen: dict, lr: float, expected: float, best: dic
         ends = f"{show(width['low'], 2)} to {show(width['high'], 2)}"
         lines.append(
             f"{show(lr, 4)} is the tried learning rate nearest the middle of its good range, {ends} "
-            f"({wide(chosen)}); it gives {show(expected, 4)}, the best one, {show(chosen['best_lr'], 4)}, gives {show(chosen['best'], 4)}."
+            f"({sentences.wide(chosen)}); it gives {show(expected, 4)}, the best one, {show(chosen['best_lr'], 4)}, gives {show(chosen['best'], 4)}."
             if lr != chosen["best_lr"]
             else f"{show(lr, 4)} is its best learning rate and the nearest the middle of its good range, {ends} "
-            f"({wide(chosen)}); it gives {show(expected, 4)}."
+            f"({sentences.wide(chosen)}); it gives {show(expected, 4)}."
         )
     if figures.is_momo(name):
         lines += [
@@ -150,12 +150,6 @@ def _because(report: Report, chosen: dict, lr: float, expected: float, best: dic
         f"{formats.count(len(chosen['lrs']), 'learning rate')} of {name}, {formats.count(seeds, 'seed')}."
     )
     return lines
-
-
-def wide(entry: dict[str, Any]) -> str:
-    """A good range's width in words."""
-    width = entry["good_range"]
-    return f"{'at least ' if width['open_low'] or width['open_high'] else ''}{width['decades']:.1f} decades"
 
 
 def _warnings(report: Report, chosen: dict[str, Any]) -> list[str]:

@@ -258,8 +258,7 @@ class _OptimizerSearch:
         """ℓ of a trial, as the figures take it: a diverged run counts as its ℓ0."""
         from momo_cli import figures
 
-        entries = figures.analyze(runs, maximize=self.maximize, resamples=0)["optimizers"] if runs else []
-        return entries[0]["best"] if entries and entries[0]["best"] is not None else _worst(runs)
+        return figures.analyze(runs, maximize=self.maximize, resamples=0)["optimizers"][0]["values"][0] if runs else None
 
     def sentences(self, objective: str) -> list[str]:
         """The best trial, what mattered, and what the LR alone gave."""
@@ -294,8 +293,3 @@ class _OptimizerSearch:
             return []
         shares = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights.items())
         return [f"{self.optimizer.label}: importance of each argument (PED-ANOVA): {shares}."]
-
-
-def _worst(runs: list[Run]) -> float | None:
-    initials = [run.initial for run in runs if run.status == "diverged" and run.initial is not None]
-    return sum(initials) / len(initials) if initials else None

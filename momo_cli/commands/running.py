@@ -157,7 +157,7 @@ def _report(key: dict[str, Any], study: str, objective: str, runs: list[Run], li
         maximize=maximize,
         runs=runs,
         analysis=figures.analyze(runs, maximize=maximize),
-        settings={name: value for name, value in {**key["set"], **key["settings"]}.items() if value != _DEFAULTS.get(name)},
+        settings={**key["set"], **Settings.given(key["settings"])},
         lines=lines,
         command=command,
         default_lrs=default_lrs(runs, imported=command is None),
@@ -168,9 +168,6 @@ def _metric_hint(objective: str, maximize: bool) -> list[str]:
     if maximize or not re.search(r"acc|auc|f1|score|precision|recall|psnr|bleu", objective.lower()):
         return []
     return [f"Note: smaller values of {objective} count as better here; if larger ones are, add --maximize."]
-
-
-_DEFAULTS = Settings().key()
 
 
 def default_lrs(runs: list[Run], imported: bool) -> dict[str, float]:
@@ -194,10 +191,10 @@ def command_of(key: dict[str, Any], study: str | None = None) -> str | None:
     words = ["momo", "sweep", key["task"]]
     for name, value in dict(key["set"]).items():
         words += ["--set", f"{name}={value}"]
-    for name, value in key["settings"].items():
+    for name, value in Settings.given(key["settings"]).items():
         if value is True:
             words.append(f"--{name}")
-        elif value != _DEFAULTS[name]:
+        else:
             words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join(words + (["--study", study] if study else []))
 

@@ -57,6 +57,16 @@ class Settings:
         """What distinguishes stored runs of these settings from others."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def given(cls, key: dict[str, Any]) -> dict[str, Any]:
+        """Of a :meth:`key`, what isn't the default.
+
+        >>> Settings.given(Settings(steps=5).key())
+        {'steps': 5}
+        """
+        defaults = cls().key()
+        return {name: value for name, value in key.items() if value != defaults[name]}
+
     def lr_factor(self, step: int, steps: int) -> float:
         """What the LR is multiplied by at ``step`` (from 0) of ``steps``.
 

@@ -76,12 +76,17 @@ def ranges(report: Report) -> list[str]:
         width = entry["good_range"]
         if width["decades"] is None:
             continue
-        wide = f"{'at least ' if width['open_low'] or width['open_high'] else ''}{width['decades']:.1f} decades"
         ends = f"{formats.number(width['low'], 2)} to {formats.number(width['high'], 2)}"
-        parts.append(f"{entry['optimizer']} from {ends} ({wide})")
+        parts.append(f"{entry['optimizer']} from {ends} ({wide(entry)})")
     if not parts:
         return []
     return [f"Learning rates that come within 5 % of an optimizer's best: {formats.names(parts)}."]
+
+
+def wide(entry: dict[str, Any]) -> str:
+    """A good range's width in words."""
+    width = entry["good_range"]
+    return f"{'at least ' if width['open_low'] or width['open_high'] else ''}{width['decades']:.1f} decades"
 
 
 def comparison(report: Report, pair: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from momo_cli.plan.settings import Settings
 from momo_cli.store import StudyInfo
 
 
@@ -16,11 +17,8 @@ def print_studies(studies: list[StudyInfo], console: Console) -> None:
         table.add_column(heading, justify="right" if heading == "runs" else "left", overflow="fold", no_wrap=heading == "study")
     for info in studies:
         search = {name: value for name, value in (info.key.get("search") or {}).items() if value and value != "none"}
-        given = {**info.key["set"], **info.key["settings"], **search}
-        shown = ", ".join(
-            f"{name}={value}" for name, value in given.items()
-            if value not in (None, False, "off", 0.0) and (name, value) != ("schedule", "constant") and name != "objective"
-        )
+        given = {**info.key["set"], **Settings.given(info.key["settings"]), **search}
+        shown = ", ".join(f"{name}={value}" for name, value in given.items() if name != "objective")
         # Text, not str: a task's name may hold what rich would read as markup.
         cells = (info.task, str(info.runs), info.objective, shown or "defaults", info.name, info.latest[:16].replace("T", " "))
         table.add_row(*(Text(cell) for cell in cells))

@@ -19,7 +19,7 @@ from typing import Any
 from momo_cli.errors import UserError, did_you_mean
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.definition import Task
-from momo_cli.user_code import UserCodeError, user_frames
+from momo_cli.user_code import UserCodeError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +216,3 @@ def _keywords(function: Callable[..., Any], name: str, offered: dict[str, Any], 
         if key not in keywords and parameters[key].default is inspect.Parameter.empty:
             raise UserError(f"{name} needs the argument {key!r}.\nGive it with --set {key}=…, or give it a default.")
     return keywords
-
-
-__all__ = ["TaskSource", "find_task", "seed_everything", "user_frames"]

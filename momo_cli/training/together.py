@@ -58,7 +58,7 @@ class _Row:
     history: History
     taken: StepSizes
     left: bool = False
-    index: int = -1
+    given: bool = False
 
     def fields(self, seconds: float) -> dict[str, Any]:
         """What every ending of the run has in common."""
@@ -110,7 +110,8 @@ def _train(
     if any(seed.steps != steps for seed in seeds.values()):
         raise CannotStack("its seeds take different numbers of steps")
     # Runs that one optimizer object updates lie in neighbouring rows.
-    specs = sorted(specs, key=lambda spec: [group_key(s) for s in specs].index(group_key(spec)))
+    keys = list(dict.fromkeys(map(group_key, specs)))
+    specs = sorted(specs, key=lambda spec: keys.index(group_key(spec)))
     rows = [_Row(spec, seeds[spec.seed], History(steps, seeds[spec.seed].initial_loss), StepSizes(steps)) for spec in specs]
     stack = Stack([row.seed.task for row in rows], [order.index(row.spec.seed) for row in rows], settings)
     groups = _grouped(rows, stack)
@@ -143,9 +144,9 @@ def _train(
         seconds = (time.perf_counter() - clock) / max(1, len(rows))
         for row in rows:
             spent[id(row)] += seconds
-        leaving = [row for row in rows if row.left and row.index >= 0]
+        leaving = [row for row in rows if row.left and not row.given]
         for row in leaving:
-            row.index = -2
+            row.given = True
             status = "diverged" if row.history.diverged else "pruned"
             yield row.spec, row.spec.result(status=status, **row.fields(spent[id(row)]))
         gone = sum(row.left for row in rows)
@@ -181,8 +182,6 @@ def _grouped(rows: list[_Row], stack: Stack) -> list[_Group]:
             optimizer = stacked_optimizer([row.spec for row in members], stack.x[start:end], stack.shapes)
             groups.append((optimizer, start, end, members))
             start = end
-    for index, row in enumerate(rows):
-        row.index = index
     return groups
 
 
