@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 from momo_cli.errors import UserError
@@ -64,9 +65,12 @@ class Experiment:
 
     def stored(self) -> StoredRuns:
         """The stored runs of this task and settings."""
+        return self.store.open(self.key(), self.study)
+
+    def key(self) -> dict[str, Any]:
+        """Everything that changes a result."""
         source = self.source
-        key = study_key(source.name, source.fingerprint(), dict(source.arguments), self.settings.key(), search=self.search)
-        return self.store.open(key, self.study)
+        return study_key(source.name, source.fingerprint(), dict(source.arguments), self.settings.key(), search=self.search)
 
     def collect(self, specs: list[RunSpec], display: Display) -> Collected:
         """Every run of ``specs``: reused where it is stored, else trained and stored.
@@ -164,12 +168,14 @@ class Session:
         return [self.found[spec.key] for spec in specs if spec.key in self.found]
 
     def _start(self, specs: list[RunSpec]) -> Executor:
+        experiment = self.experiment
+        self._open.enter_context(self.stored)
+        if "torch" not in sys.modules:
+            self.stored.write_elsewhere()
         from momo_cli.training.execute import Executor
 
-        experiment = self.experiment
         resources = experiment._resources()
         self.objective, task = experiment._check(specs, resources.devices[0])
-        self._open.enter_context(self.stored)
         executor = Executor(experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch)
         return self._open.enter_context(executor)
 

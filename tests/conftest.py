@@ -47,12 +47,12 @@ def momo(folder, capsys):
 
 @pytest.fixture
 def momo_process(folder):
-    """Starts the command line as a process of its own, in the folder."""
+    """Starts the command line, or what else ``interpreter`` says, as a process of its own, in the folder."""
 
-    def start(*arguments: str, **options) -> subprocess.Popen:
+    def start(*arguments: str, interpreter: tuple[str, ...] = ("-m", "momo_cli"), **options) -> subprocess.Popen:
         env = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
         return subprocess.Popen(
-            [sys.executable, "-m", "momo_cli", *map(str, arguments)],
+            [sys.executable, *interpreter, *map(str, arguments)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options,
         )
 

@@ -1,5 +1,6 @@
 """Where the checkout is, and a small task, for the tests of the command."""
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -34,3 +35,15 @@ def wait_for_trials(count: int, seconds: float = 90) -> None:
             pass
         time.sleep(0.2)
     raise TimeoutError(f"no {count} trials within {seconds} s")
+
+
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` has started."""
+    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in out.split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and that nobody has asked for yet (Z) doesn't."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")

@@ -125,7 +125,7 @@ def report_of(collected: Collected, experiment: Experiment) -> Report:
     lines = list(collected.lines) + _metric_hint(collected.objective, experiment.settings.maximize)
     if collected.reused:
         lines.append(f"{collected.reused} of {len(collected.runs)} runs were stored already (--fresh trains them again).")
-    key = experiment.stored().key
+    key = experiment.key()
     return _report(key, collected.study, collected.objective, collected.runs, lines, command_of(key, experiment.study))
 
 

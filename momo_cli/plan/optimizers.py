@@ -128,6 +128,8 @@ class OptimizerSpec:
         Raises:
             UserError: The class can't be built with these arguments.
         """
+        if self.name in KNOWN and not self.arguments and not extra:
+            return  # nothing of the user's to be wrong; and torch's first optimizer costs a second, which stacks do without
         import torch
 
         try:

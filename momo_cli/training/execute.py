@@ -14,7 +14,7 @@ from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
-from momo_cli.training.measure import choose, separate_seconds, stackable
+from momo_cli.training.measure import choose, gradient_seconds, stackable
 from momo_cli.training.single import Watch
 from momo_cli.training.unit import train_unit
 from momo_cli.training.workers import Workers
@@ -145,14 +145,14 @@ def make_plan(
     task = probe or source.build(specs[0].seed, device)
     steps = task.count_steps(settings.steps, settings.epochs)
     task.model.to(device)
-    separate = separate_seconds(task, specs, settings, device)
-    work = separate * steps * len(specs)
-    if work < _TRIFLE:
+    floor = gradient_seconds(task, settings, device)
+    if floor * steps * len(specs) < _TRIFLE:
         return Plan(given or 1, _processes(most_jobs) if resources.jobs else 0)
     lines: tuple[str, ...] = ()
-    together, threads, work_here = given or 1, 1, work
+    together, threads = given or 1, 1
+    work = work_here = floor * steps * len(specs)
     if given is None:
-        chosen = choose(task, specs, settings, device, separate, _cores())
+        chosen = choose(task, specs, settings, device, floor, _cores())
         together, lines = chosen.together, (chosen.line,) if chosen.line else ()
         seconds = chosen.seconds
         if chosen.threads[1] < _WORTH_THREADS * seconds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-POINTS = 20  # intermediate values of a run: enough to draw a curve and to prune, cheap to store
+POINTS = 20  # of the curve: enough to draw it and to prune by
 _DIVERGED = 10  # times ℓ0
 
 

@@ -81,11 +81,13 @@ class Stack:
         return len(self.x)
 
     def _bind(self) -> None:
-        parts = self.x.split([shape.numel() for shape in self.shapes], dim=1)
-        self.leaves = {
-            name: part.view(len(self.x), *shape).detach().requires_grad_()
-            for name, part, shape in zip(self.names, parts, self.shapes)
-        }
+        self.leaves = {name: part.detach().requires_grad_() for name, part in zip(self.names, self._parts(self.x))}
+        self._g_parts = self._parts(self.g)
+
+    def _parts(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """Views of each parameter's part of ``buffer``, ``[K, *shape]``."""
+        parts = buffer.split([shape.numel() for shape in self.shapes], dim=1)
+        return [part.view(len(buffer), *shape) for part, shape in zip(parts, self.shapes)]
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows alone."""
@@ -110,7 +112,7 @@ class Stack:
         if any(grad is None for grad in found):
             missing = self.names[[grad is None for grad in found].index(True)].removeprefix("model.")
             raise CannotStack(f"its parameter {missing} gets no gradient")
-        torch.cat([grad.reshape(len(self), -1) for grad in found], dim=1, out=self.g)
+        torch._foreach_copy_(self._g_parts, list(found))
         return losses.detach()
 
     def evaluate(self, batches: Sequence[Any], metrics: bool = False) -> Any:
@@ -134,7 +136,7 @@ class Stack:
         columns = list(zip(*(tensors(batch) for batch in batches)))
         if any(tensor.shape != column[0].shape for column in columns for tensor in column):
             raise CannotStack("batches of different seeds differ in shape")
-        return [torch.stack(column)[self.seed_of] for column in columns]
+        return [torch.stack(column).index_select(0, self.seed_of) for column in columns]
 
     def load_into_model(self, row: int) -> torch.nn.Module:
         """The model itself with this row's parameters and buffers, for what can't be vectorized."""

@@ -53,7 +53,8 @@ def test_a_stack_that_breaks_on_the_way_is_trained_run_by_run(folder):
 
 
 def planned(monkeypatch, task, specs, resources, separate=1e-2, settings=Settings(steps=1000)):
-    monkeypatch.setattr(execute, "separate_seconds", lambda *a: separate)
+    monkeypatch.setattr(execute, "gradient_seconds", lambda *a: separate)
+    monkeypatch.setattr(measure, "separate_seconds", lambda *a: separate)
     monkeypatch.setattr(execute, "_cores", lambda: 4)
     plan = make_plan(specs, find_task(task), settings, resources, None)
     return plan.together, plan.jobs
@@ -72,11 +73,30 @@ def test_the_command_line_decides_where_it_says(monkeypatch):
 
 @pytest.mark.parametrize("stacked, expected", [(lambda k: 0.012, 64), (lambda k: 0.012 * k, 1), (lambda k: 0.096 if k <= 32 else 0.004 * k, 32)])
 def test_the_stack_that_measures_best_is_taken(monkeypatch, stacked, expected):
-    """``stacked(k)`` seconds for a step of k runs, against 10 ms for a step of one run alone."""
+    """``stacked(k)`` seconds for a step of k runs, against 10 ms for a step of one run alone.
+
+    The time without the optimizer, known first, may be any part of that.
+    """
     monkeypatch.setattr(measure, "stack_seconds", lambda task, specs, *rest: stacked(len(specs)))
+    monkeypatch.setattr(measure, "separate_seconds", lambda *a: 0.010)
     specs = [RunSpec(OptimizerSpec.parse("momo"), 0.01 * (i + 1), 0) for i in range(64)]
-    chosen = measure.choose(find_task("digits-mlp").build(0, CPU), specs, Settings(), CPU, 0.010, cores=1)
-    assert chosen.together == expected and bool(chosen.line)
+    for floor in (0.010, 0.005, 1e-9):
+        chosen = measure.choose(find_task("digits-mlp").build(0, CPU), specs, Settings(), CPU, floor, cores=1)
+        assert chosen.together == expected and bool(chosen.line)
+        if expected == 1:
+            assert chosen.seconds == 0.010
+
+
+def test_a_stack_that_wins_for_certain_needs_no_optimizer_of_torchs(momo_process):
+    """Making the first one takes torch a second: it imports its compiler."""
+    code = (
+        "import sys; from momo_cli.__main__ import run\n"
+        "assert run(['sweep', 'digits-mlp', '--lrs', '1e-2:1:16', '--seeds', '2', '--steps', '100', '--jobs', '1', '-q']) == 0\n"
+        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules and 'optuna' not in sys.modules\n"
+    )
+    process = momo_process(interpreter=("-c", code))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
 
 
 def test_a_task_that_cannot_be_stacked_says_so_in_one_line(momo, folder, monkeypatch):

@@ -6,12 +6,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 
 import pytest
 
-from support import TASK, wait_for_trials
+from support import TASK, alive, children, wait_for_trials
 
 GRID = ("sweep", "mymodule", "--lrs", "0.01,0.03,0.1,0.3", "-o", "momo,adam")
 
@@ -45,17 +44,6 @@ def test_the_users_loader_may_have_workers_of_its_own(momo, folder):
     (folder / "mymodule.py").write_text(TASK.replace("shuffle=True)", "shuffle=True, num_workers=1)"))
     runs, _ = runs_of(momo, "sweep", "mymodule", "--lrs", "0.01,0.1", "-o", "momo", "--jobs", "2", "--together", "off")
     assert [run["status"] for run in runs] == ["ok", "ok"]
-
-
-def children(pid):
-    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(word) for word in out.split()]
-
-
-def alive(pid):
-    """Whether the process runs; one that has ended and that nobody has asked for yet (Z) doesn't."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(state) and not state.startswith("Z")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
