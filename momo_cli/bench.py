@@ -78,11 +78,11 @@ def stack_table(task_name: str, device_name: str) -> None:
 
     from momo_cli.plan import RunSpec, Settings, parse_optimizers
     from momo_cli.task import find_task
-    from momo_cli.training.execute import one_thread
-    from momo_cli.training.measure import separate_seconds, stack_seconds
+    from momo_cli.training import cpu
+    from momo_cli.training.timing import separate_seconds, stack_seconds
 
     device = torch.device(device_name)
-    one_thread(device)
+    cpu.prepare(device)
     task = find_task(task_name).build(0, device)
     task.model.to(device)
     optimizers = parse_optimizers(["momo,sgd-m"])

@@ -21,13 +21,13 @@ def check(task: TaskArgument, training_options: TrainingOptions) -> None:
     from rich.console import Console
 
     from momo_cli.report import inspected
+    from momo_cli.training import cpu
     from momo_cli.training.devices import parse_devices
-    from momo_cli.training.execute import one_thread
     from momo_cli.training.inspection import inspect_task
 
     source = find_task(task, training_options.arguments())
     device = parse_devices(training_options.device)[0]
-    one_thread(device)  # as in training
+    cpu.prepare(device)  # as in training
     try:
         seen = inspect_task(source, training_options.settings(), device)
     except (UserError, UserCodeError):

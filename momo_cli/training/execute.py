@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -14,13 +13,15 @@ from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
-from momo_cli.training.measure import choose, gradient_seconds, stackable
+from momo_cli.training import cpu
+from momo_cli.training.measure import as_given, choose, on_several_threads, stackable
+from momo_cli.training.timing import gradient_seconds
 from momo_cli.training.single import Watch
 from momo_cli.training.unit import train_unit
 from momo_cli.training.workers import Workers
 
 _WORKER_START = 4.0  # seconds until a new process has imported torch and built a task
-_WORTH_THREADS = 0.9  # of the time on one thread, that a stack on several must take to be trained so
+_WORTH_THREADS = 0.9  # of the time on one thread, that several must take to be used
 _TRIFLE = 1.0  # seconds of work below which nothing is worth measuring
 
 
@@ -47,16 +48,6 @@ class Plan:
     jobs: int
     lines: tuple[str, ...] = ()
     threads: int = 1
-
-
-def one_thread(device: torch.device) -> None:
-    """Train on one CPU thread, unless ``OMP_NUM_THREADS`` says otherwise.
-
-    Processes of one thread each use the cores best; and beside another busy process, two threads that wait for each other
-    at every operation can take a hundred times as long as one.
-    """
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 class Executor:
@@ -89,7 +80,7 @@ class Executor:
         self._workers: Workers | None = None
 
     def __enter__(self) -> Executor:
-        one_thread(self.resources.devices[0])
+        cpu.prepare(self.resources.devices[0])
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -117,7 +108,7 @@ class Executor:
             return
         if self._workers is None:
             devices = [str(self.resources.devices[i % len(self.resources.devices)]) for i in range(plan.jobs)]
-            self._workers = Workers(self.source, self.settings, devices, torch.get_num_threads())
+            self._workers = Workers(self.source, self.settings, devices)
         size = min(plan.together, math.ceil(len(specs) / plan.jobs))
         units = [specs[i : i + size] for i in range(0, len(specs), size)]
         yield from self._workers.train(units, plan.together, self.watch, self.say)
@@ -133,45 +124,39 @@ def make_plan(
 ) -> Plan:
     """Choose by timing a few steps, where the command line leaves the choice."""
     device = resources.devices[0]
-    most_jobs = len(resources.devices) if device.type != "cpu" else _cores()
+    most_jobs = len(resources.devices) if device.type != "cpu" else cpu.cores()
     most_jobs = min(resources.jobs or (most_jobs if batch is None else 1), batch or len(specs))
     if batch is not None:  # as many as will come, of the kind that came
         specs = [specs[i % len(specs)] for i in range(batch)]
     given = resources.together if isinstance(resources.together, int) else None
     if given is not None and given > 1 and not stackable(specs, settings):
         given = 1
-    if given is not None and (resources.jobs is not None or most_jobs == 1):
+    on_cpu, may_stay = device.type == "cpu", most_jobs == 1 or resources.jobs is None
+    if given is not None and (not may_stay or most_jobs == 1 and not on_cpu):
         return Plan(given, _processes(most_jobs))
     task = probe or source.build(specs[0].seed, device)
-    steps = task.count_steps(settings.steps, settings.epochs)
-    task.model.to(device)
+    steps = task.count_steps(settings.steps, settings.epochs) * len(specs)
     floor = gradient_seconds(task, settings, device)
-    if floor * steps * len(specs) < _TRIFLE:
+    if floor * steps < _TRIFLE:
         return Plan(given or 1, _processes(most_jobs) if resources.jobs else 0)
-    lines: tuple[str, ...] = ()
-    together, threads = given or 1, 1
-    work = work_here = floor * steps * len(specs)
     if given is None:
-        chosen = choose(task, specs, settings, device, floor, _cores())
-        together, lines = chosen.together, (chosen.line,) if chosen.line else ()
-        seconds = chosen.seconds
-        if chosen.threads[1] < _WORTH_THREADS * seconds:
-            threads, seconds = chosen.threads
-        work_here = seconds * steps * len(specs)
-        work = chosen.seconds * steps * len(specs)
+        chosen = choose(task, specs, settings, device, floor)
+    else:
+        chosen = as_given(task, specs, settings, device, floor, given)
+    lines = (chosen.line,) if chosen.line else ()
+    threads, seconds = 1, chosen.seconds
+    if on_cpu and may_stay and cpu.cores() > 1 and not cpu.threads_are_given():
+        several = on_several_threads(task, specs, settings, device, floor, chosen, cpu.cores())
+        if several < _WORTH_THREADS * seconds:
+            threads, seconds = cpu.cores(), several
     if resources.jobs is None and most_jobs > 1:
-        in_workers = work / most_jobs + _WORKER_START
-        if device.type == "cpu" and in_workers > work_here:
+        if on_cpu and chosen.seconds * steps / most_jobs + _WORKER_START > seconds * steps:
             most_jobs = 1
         else:
             lines += (f"{most_jobs} processes.",)
-    return Plan(together, _processes(most_jobs), lines, threads)
+    return Plan(chosen.together, _processes(most_jobs), lines, threads)
 
 
 def _processes(jobs: int) -> int:
     """Worker processes for ``jobs``; one job is done here, without any."""
     return jobs if jobs > 1 else 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,7 +15,7 @@ from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 from momo_cli.training.data import endless, move
 from momo_cli.training.evaluation import evaluate, initial_values, objective_name, precision, scalar_loss
-from momo_cli.training.history import History
+from momo_cli.training.history import History, reading_interval
 from momo_cli.training.steps_taken import StepSizes
 from momo_cli.training.stepping import Stepper
 from momo_cli.user_code import UserCodeError, user_frames
@@ -67,8 +67,7 @@ def _train(task: Task, spec: RunSpec, settings: Settings, device: torch.device, 
     initial, initial_loss = initial_values(task, model, objective, settings, device)
     history, taken = History(steps, initial_loss), StepSizes(steps)
     diagnostics = getattr(stepper.optimizer, "diagnostics", None)
-    # On a GPU reading a loss waits for the device: read several at a time, and stop a few steps later.
-    read_every = 1 if device.type == "cpu" else 10
+    read_every = reading_interval(device)
     unread: list[torch.Tensor] = []
     pruned = False
 

@@ -15,7 +15,7 @@ import torch
 
 from momo.directions import Adam as AdamDirection
 from momo.directions import Momentum as MomentumDirection
-from momo.step_size import Term, average, truncated_step, weight_sum
+from momo.step_size import Scalar, Term, average, truncated_step, weight_sum
 from momo_cli.plan.grid import RunSpec
 from momo_cli.training.stepping import Stepper
 
@@ -23,7 +23,7 @@ from momo_cli.training.stepping import Stepper
 class Rows(Protocol):
     """An optimizer over the rows of some runs."""
 
-    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> dict[str, Any] | None:
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: Scalar) -> dict[str, Any] | None:
         """Update ``x`` in place; ``factor`` multiplies every LR. Momo's methods return their diagnostics by row."""
 
     def keep(self, rows: torch.Tensor, x: torch.Tensor) -> None:
@@ -31,11 +31,11 @@ class Rows(Protocol):
 
 
 class _Vectorized:
-    """State that is one tensor with a row for each run."""
+    """State that is one tensor with a row for each run, and changed in place, so that a step can be captured (``capture.py``)."""
 
     def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
-        self.steps = 0
+        self.steps: Scalar = 0
         self.lr = x.new_tensor([[spec.lr] for spec in specs])
         decays = [dict(spec.params).get("weight_decay", arguments["weight_decay"]) for spec in specs]
         self.decays = any(decays)
@@ -44,9 +44,17 @@ class _Vectorized:
 
     def keep(self, rows: torch.Tensor, x: torch.Tensor) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.dim():
                 setattr(self, name, value[rows])
         self.buffers = [buffer[rows] for buffer in self.buffers]
+
+    def state(self) -> list[torch.Tensor]:
+        """Every tensor that a step may change."""
+        return [value for value in vars(self).values() if isinstance(value, torch.Tensor)] + self.buffers
+
+    def count_on_device(self) -> None:
+        """Keep the number of steps in a tensor from now on."""
+        self.steps = torch.as_tensor(self.steps, dtype=torch.float64, device=self.lr.device)
 
 
 class SGDRows(_Vectorized):
@@ -54,7 +62,7 @@ class SGDRows(_Vectorized):
 
     takes = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
 
-    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> None:
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: Scalar) -> None:
         momentum = self.arguments["momentum"]
         if self.decays:
             g = g + self.decay * x
@@ -78,7 +86,7 @@ class AdamRows(_Vectorized):
         super().__init__(specs, x, arguments)
         self.buffers = [torch.zeros_like(x), torch.zeros_like(x)]
 
-    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> None:
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: Scalar) -> None:
         self.steps += 1
         lr = factor * self.lr
         if self.decays and self.decoupled:
@@ -106,12 +114,13 @@ class _TruncatedRows(_Vectorized):
         self.buffers = [torch.zeros_like(x) for _ in self.direction.buffers]
         self.loss_average, self.gamma = x.new_zeros(len(x)), x.new_zeros(len(x))
         self.lower_bound = x.new_full((len(x),), float(arguments["lb"]))
+        self.first = not self.arguments["bias_correction"]  # the averages start at their first values
 
-    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> dict[str, Any]:
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: Scalar) -> dict[str, Any]:
         self.steps += 1
         arguments, corrected = self.arguments, self.arguments["bias_correction"]
         beta = arguments["beta"] if "beta" in arguments else arguments["betas"][0]
-        first = self.steps == 1 and not corrected
+        first, self.first = self.first, False
         lr = factor * self.lr
         decay = 1 + lr * self.decay
         rho = weight_sum(self.steps, beta, corrected)
@@ -119,8 +128,8 @@ class _TruncatedRows(_Vectorized):
         direction = self.direction.of(arguments, self.steps, first)
         u = direction.accumulate(g, self.buffers, torch.empty_like(x))
         d = self.buffers[0]
-        self.loss_average = average(self.loss_average, losses.to(x.dtype), beta, first)
-        self.gamma = average(self.gamma, gx, beta, first)
+        self.loss_average.copy_(average(self.loss_average, losses.to(x.dtype), beta, first))
+        self.gamma.copy_(average(self.gamma, gx, beta, first))
         answer = truncated_step(
             loss_average=self.loss_average,
             gamma=self.gamma,
@@ -130,7 +139,8 @@ class _TruncatedRows(_Vectorized):
             use_fstar=arguments["use_fstar"],
             floor=float(arguments["lb"]),
         )
-        self.lower_bound = answer.lower_bound
+        if arguments["use_fstar"]:
+            self.lower_bound.copy_(answer.lower_bound)
         cap = lr[:, 0] / rho
         moved = (answer.multiplier * cap)[:, None] * u
         if not self.decays:
@@ -169,7 +179,7 @@ class RowByRow:
         for stepper in self.steppers:
             stepper.set_mode(training=True)
 
-    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: float) -> dict[str, Any] | None:
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: Scalar) -> dict[str, Any] | None:
         diagnostics = []
         for parameters, row, loss, stepper in zip(self.rows, g, losses, self.steppers):
             for parameter, view in zip(parameters, self._views(row)):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
+from momo_cli.training.capture import CapturedStep, record_cuda
 from momo_cli.training.data import Generators, batch_size, endless, move
 from momo_cli.training.evaluation import Evaluation, evaluate, initial_values, objective_name
-from momo_cli.training.history import History
+from momo_cli.training.history import History, reading_interval
 from momo_cli.training.single import Watch, finished
 from momo_cli.training.stack import CannotStack, Stack
-from momo_cli.training.stacked_optimizers import Rows, group_key, stacked_optimizer
+from momo_cli.training.stacked_optimizers import group_key, stacked_optimizer
+from momo_cli.training.step import ADAPTIVE_TERM, CAP, CAPPED, LOSS, STEP_SIZE, Group, Step
 from momo_cli.training.steps_taken import StepSizes
 
 _LEFT = 8  # compact the stack when an eighth of its rows has left
@@ -115,32 +118,23 @@ def _train(
     rows = [_Row(spec, seeds[spec.seed], History(steps, seeds[spec.seed].initial_loss), StepSizes(steps)) for spec in specs]
     stack = Stack([row.seed.task for row in rows], [order.index(row.spec.seed) for row in rows], settings)
     groups = _grouped(rows, stack)
+    take_step = _stepping(stack, groups, settings)
     seconds = (time.perf_counter() - clock) / len(rows)
     spent = dict.fromkeys(map(id, rows), seconds)
-    read_every = 1 if device.type == "cpu" else 10
+    read_every = reading_interval(device)
     unread: list[torch.Tensor] = []
     stack.objective.train()
 
     for step in range(steps):
         clock = time.perf_counter()
         batches = [seed.next_batch(alone=len(order) == 1) for seed in seeds.values()]
-        losses = stack.gradients(batches)
-        with torch.no_grad():
-            if settings.clip is not None:
-                # As torch.nn.utils.clip_grad_norm_, for each row.
-                stack.g.mul_((settings.clip / (stack.g.norm(dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
-            factor = settings.lr_factor(step, steps)
-            for optimizer, start, end, members in groups:
-                diagnostics = optimizer.step(stack.x[start:end], stack.g[start:end], losses[start:end], factor)
-                if diagnostics is not None:
-                    _take(diagnostics, step + 1, members)
-        unread.append(losses)
+        unread.append(take_step(batches, settings.lr_factor(step, steps)))
         if len(unread) == read_every or step + 1 == steps:
-            values = torch.stack(unread).tolist()
+            reports = torch.stack(unread).tolist() if len(unread) > 1 else [unread[0].tolist()]
             unread.clear()
-            for row, column in zip(rows, zip(*values)):
+            for i, row in enumerate(rows):
                 if not row.left:
-                    _advance(row, column, watch)
+                    _advance(row, step + 2 - len(reports), [[figure[i] for figure in report] for report in reports], watch)
         seconds = (time.perf_counter() - clock) / max(1, len(rows))
         for row in rows:
             spent[id(row)] += seconds
@@ -154,12 +148,13 @@ def _train(
             return
         if leaving and not unread and gone * _LEFT >= len(rows):
             rows, groups = _compacted(rows, groups, stack)
+            take_step = _stepping(stack, groups, settings)
 
     if any(row.left for row in rows):
         rows, groups = _compacted(rows, groups, stack)
     clock = time.perf_counter()
-    for optimizer, _, _, _ in groups:
-        finish = getattr(optimizer, "finish", None)
+    for group in groups:
+        finish = getattr(group.optimizer, "finish", None)
         if finish is not None:
             finish()
     evaluations = _evaluate(stack, rows, seeds, settings, device)
@@ -170,52 +165,51 @@ def _train(
         yield row.spec, finished(row.spec, row.seed.objective, value, val_loss=after.val_loss, metrics=after.metrics, **fields)
 
 
-_Group = tuple[Rows, int, int, list[_Row]]
-
-
-def _grouped(rows: list[_Row], stack: Stack) -> list[_Group]:
-    groups: list[_Group] = []
+def _grouped(rows: list[_Row], stack: Stack) -> list[Group]:
+    groups: list[Group] = []
     start = 0
     for end in range(1, len(rows) + 1):
         if end == len(rows) or group_key(rows[end].spec) != group_key(rows[start].spec):
-            members = rows[start:end]
-            optimizer = stacked_optimizer([row.spec for row in members], stack.x[start:end], stack.shapes)
-            groups.append((optimizer, start, end, members))
+            optimizer = stacked_optimizer([row.spec for row in rows[start:end]], stack.x[start:end], stack.shapes)
+            groups.append(Group(optimizer, start, end))
             start = end
     return groups
 
 
-def _compacted(rows: list[_Row], groups: list[_Group], stack: Stack) -> tuple[list[_Row], list[_Group]]:
+def _stepping(stack: Stack, groups: list[Group], settings: Settings) -> Callable[[Sequence[Any], float], torch.Tensor]:
+    step = Step(stack, groups, settings)
+    return CapturedStep(step, record_cuda(stack.device)) if stack.device.type == "cuda" else step
+
+
+def _compacted(rows: list[_Row], groups: list[Group], stack: Stack) -> tuple[list[_Row], list[Group]]:
     """The rows that are still there, moved together in the stack and in their optimizers."""
     staying = torch.tensor([i for i, row in enumerate(rows) if not row.left], device=stack.device)
     stack.keep(staying)
-    kept: list[_Group] = []
+    kept: list[Group] = []
     end = 0
-    for optimizer, _, _, members in groups:
-        local = [i for i, row in enumerate(members) if not row.left]
+    for group in groups:
+        local = [i for i, row in enumerate(rows[group.start : group.end]) if not row.left]
         if not local:
             continue
         start, end = end, end + len(local)
-        optimizer.keep(torch.tensor(local, device=stack.device), stack.x[start:end])
-        kept.append((optimizer, start, end, [members[i] for i in local]))
+        group.optimizer.keep(torch.tensor(local, device=stack.device), stack.x[start:end])
+        kept.append(Group(group.optimizer, start, end))
     return [row for row in rows if not row.left], kept
 
 
-def _advance(row: _Row, losses: Sequence[float], watch: Watch | None) -> None:
+def _advance(row: _Row, step: int, reports: Sequence[Sequence[float]], watch: Watch | None) -> None:
+    """Take what came of the row's steps from ``step`` (from 1) on: its column of each step's report."""
     points = len(row.history.curve)
-    row.left = any(row.history.add(loss) for loss in losses)
-    if not row.left and watch is not None and len(row.history.curve) > points:
-        step, loss = row.history.curve[-1]
-        row.left = watch(row.spec, int(step), row.history.steps, loss)
-
-
-def _take(diagnostics: dict[str, torch.Tensor], step: int, members: list[_Row]) -> None:
-    keys = ("capped", "step_size", "cap", "adaptive_term") if members[0].taken.keeps(step) else ("capped",)
-    # On the CPU numbers cost less than as many small tensors; on a GPU reading them would wait for it.
-    columns = {key: value.tolist() if value.device.type == "cpu" else value.unbind() for key in keys for value in (diagnostics[key],)}
-    for i, row in enumerate(members):
-        if not row.left:
-            row.taken.add(step, {key: column[i] for key, column in columns.items()})
+    for step, report in enumerate(reports, start=step):
+        if len(report) > 1 and not math.isnan(report[CAP]):
+            row.taken.add(step, {"capped": report[CAPPED], "step_size": report[STEP_SIZE], "cap": report[CAP],
+                                 "adaptive_term": report[ADAPTIVE_TERM]})  # fmt: skip
+        row.left = row.history.add(report[LOSS])
+        if row.left:
+            return
+    if watch is not None and len(row.history.curve) > points:
+        at, loss = row.history.curve[-1]
+        row.left = watch(row.spec, int(at), row.history.steps, loss)
 
 
 def _evaluate(

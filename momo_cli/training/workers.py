@@ -35,12 +35,11 @@ class Workers:
         source: The task, built in the workers.
         settings: As for a single run.
         devices: A device for each worker.
-        threads: CPU threads of a worker.
     """
 
-    def __init__(self, source: TaskSource, settings: Settings, devices: Sequence[str], threads: int) -> None:
+    def __init__(self, source: TaskSource, settings: Settings, devices: Sequence[str]) -> None:
         self._arguments = (source, settings)
-        self._devices, self._threads = devices, threads
+        self._devices = devices
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Workers:
@@ -107,7 +106,7 @@ class Workers:
         ours, theirs = context.Pipe()
         # Not a daemon: the user's DataLoader may have workers of its own. It ends with its parent all the same, when the
         # pipe that it listens to is closed.
-        process = context.Process(target=_work, args=(theirs, *self._arguments, device, self._threads))
+        process = context.Process(target=_work, args=(theirs, *self._arguments, device))
         process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -133,14 +132,15 @@ def _after_death(
             waiting.append(([spec], 1))
 
 
-def _work(connection: Connection, source: TaskSource, settings: Settings, device: str, threads: int) -> None:
+def _work(connection: Connection, source: TaskSource, settings: Settings, device: str) -> None:
     # Ctrl-C reaches the whole group; the parent alone decides, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
+    from momo_cli.training import cpu
     from momo_cli.training.unit import train_unit
 
-    torch.set_num_threads(threads)
+    cpu.prepare(torch.device(device))
 
     def watch(spec: RunSpec, step: int, steps: int, loss: float) -> bool:
         connection.send(("advanced", spec, step, steps, loss))

@@ -7,7 +7,7 @@ import torch
 
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
 from momo_cli.task import find_task
-from momo_cli.training import execute, measure, unit
+from momo_cli.training import cpu, execute, measure, unit
 from momo_cli.training.execute import Resources, make_plan
 from momo_cli.training.unit import train_unit
 
@@ -55,7 +55,7 @@ def test_a_stack_that_breaks_on_the_way_is_trained_run_by_run(folder):
 def planned(monkeypatch, task, specs, resources, separate=1e-2, settings=Settings(steps=1000)):
     monkeypatch.setattr(execute, "gradient_seconds", lambda *a: separate)
     monkeypatch.setattr(measure, "separate_seconds", lambda *a: separate)
-    monkeypatch.setattr(execute, "_cores", lambda: 4)
+    monkeypatch.setattr(cpu, "cores", lambda: 4)
     plan = make_plan(specs, find_task(task), settings, resources, None)
     return plan.together, plan.jobs
 
@@ -81,7 +81,7 @@ def test_the_stack_that_measures_best_is_taken(monkeypatch, stacked, expected):
     monkeypatch.setattr(measure, "separate_seconds", lambda *a: 0.010)
     specs = [RunSpec(OptimizerSpec.parse("momo"), 0.01 * (i + 1), 0) for i in range(64)]
     for floor in (0.010, 0.005, 1e-9):
-        chosen = measure.choose(find_task("digits-mlp").build(0, CPU), specs, Settings(), CPU, floor, cores=1)
+        chosen = measure.choose(find_task("digits-mlp").build(0, CPU), specs, Settings(), CPU, floor)
         assert chosen.together == expected and bool(chosen.line)
         if expected == 1:
             assert chosen.seconds == 0.010
