@@ -22,6 +22,7 @@ from momo_cli.training.workers import Workers
 
 _WORKER_START = 4.0  # seconds until a new process has imported torch and built a task
 _WORTH_THREADS = 0.9  # of the time on one thread, that several must take to be used
+_LITTLE, _SHARE = 1.0, 0.1  # seconds, or this share of the work, that measuring may take
 _TRIFLE = 1.0  # seconds of work below which nothing is worth measuring
 
 
@@ -140,7 +141,7 @@ def make_plan(
     if floor * steps < _TRIFLE:
         return Plan(given or 1, _processes(most_jobs) if resources.jobs else 0)
     if given is None:
-        chosen = choose(task, specs, settings, device, floor)
+        chosen = choose(task, specs, settings, device, floor, max(_LITTLE, _SHARE * floor * steps))
     else:
         chosen = as_given(task, specs, settings, device, floor, given)
     lines = (chosen.line,) if chosen.line else ()

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,9 @@ def stackable(specs: Sequence[RunSpec], settings: Settings) -> bool:
     return settings.amp != "fp16" and all(can_stack(spec) for spec in {group_key(s): s for s in specs}.values())
 
 
-def choose(task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, floor: float) -> Measured:
+def choose(
+    task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, floor: float, budget: float = math.inf
+) -> Measured:
     """Time stacks of growing size until they gain no more.
 
     Args:
@@ -53,6 +56,7 @@ def choose(task: Task, specs: Sequence[RunSpec], settings: Settings, device: tor
         settings: As for training.
         device: Where the runs will be trained.
         floor: From :func:`gradient_seconds`. Where a stack is faster than that, nothing else is timed.
+        budget: Seconds that timing stacks may take, about.
     """
     separate = functools.cache(lambda: separate_seconds(task, specs, settings, device))
     most = len(specs)
@@ -66,9 +70,10 @@ def choose(task: Task, specs: Sequence[RunSpec], settings: Settings, device: tor
     best = Measured(1, math.inf)
     sizes = [size for size in _SIZES if size < most] + [min(most, _SIZES[-1])]
     mixed = _spread(specs)
+    end = time.perf_counter() + budget
     for size in sizes:
         try:
-            seconds = stack_seconds(task, mixed[:size], settings, device)
+            seconds = stack_seconds(task, mixed[:size], settings, device, end - time.perf_counter())
         except (CannotStack, torch.OutOfMemoryError):
             break
         if seconds is None or seconds / size > best.seconds:
