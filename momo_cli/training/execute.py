@@ -14,7 +14,7 @@ from momo_cli.runs import Run
 from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 from momo_cli.training import cpu
-from momo_cli.training.measure import as_given, choose, on_several_threads, stackable
+from momo_cli.training.measure import Measured, choose, on_several_threads, stackable
 from momo_cli.training.timing import gradient_seconds
 from momo_cli.training.single import Watch
 from momo_cli.training.unit import train_unit
@@ -132,8 +132,7 @@ def make_plan(
     given = resources.together if isinstance(resources.together, int) else None
     if given is not None and given > 1 and not stackable(specs, settings):
         given = 1
-    on_cpu, may_stay = device.type == "cpu", most_jobs == 1 or resources.jobs is None
-    if given is not None and (not may_stay or most_jobs == 1 and not on_cpu):
+    if given is not None and (resources.jobs is not None or most_jobs == 1):
         return Plan(given, _processes(most_jobs))
     task = probe or source.build(specs[0].seed, device)
     steps = task.count_steps(settings.steps, settings.epochs) * len(specs)
@@ -143,10 +142,13 @@ def make_plan(
     if given is None:
         chosen = choose(task, specs, settings, device, floor, max(_LITTLE, _SHARE * floor * steps))
     else:
-        chosen = as_given(task, specs, settings, device, floor, given)
+        chosen = Measured(given, floor)
     lines = (chosen.line,) if chosen.line else ()
     threads, seconds = 1, chosen.seconds
-    if on_cpu and may_stay and cpu.cores() > 1 and not cpu.threads_are_given():
+    on_cpu = device.type == "cpu"
+    # With --together the same command gives the same bits again, so nothing that changes them is chosen by a clock.
+    may_stay = resources.jobs is None or most_jobs == 1
+    if given is None and on_cpu and may_stay and cpu.cores() > 1 and not cpu.threads_are_given():
         several = on_several_threads(task, specs, settings, device, floor, chosen, cpu.cores())
         if several < _WORTH_THREADS * seconds:
             threads, seconds = cpu.cores(), several

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -88,18 +87,6 @@ def choose(
     else:
         return Measured(1, separate(), "Runs are trained one after another: training them together is no faster here.")
     return dataclasses.replace(best, line=f"Up to {best.together} runs are trained together: {gain}× faster than one after another.")
-
-
-def as_given(
-    task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, floor: float, together: int
-) -> Measured:
-    """What ``together`` runs at once take, where the user chose that; about ``floor`` where it can't be timed."""
-    size = min(together, len(specs))
-    seconds = None
-    if size > 1:
-        with contextlib.suppress(CannotStack, torch.OutOfMemoryError):
-            seconds = stack_seconds(task, _spread(specs)[:size], settings, device)
-    return Measured(together, floor if seconds is None else seconds / size)
 
 
 def on_several_threads(

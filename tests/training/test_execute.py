@@ -7,7 +7,7 @@ import torch
 
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
 from momo_cli.task import find_task
-from momo_cli.training import cpu, execute, measure, unit
+from momo_cli.training import cpu, execute, measure, single, timing, together, unit
 from momo_cli.training.execute import Resources, make_plan
 from momo_cli.training.unit import train_unit
 
@@ -87,6 +87,37 @@ def test_the_stack_that_measures_best_is_taken(monkeypatch, stacked, expected):
             assert chosen.seconds == 0.010
 
 
+SLOW = """
+import time, torch
+def build(seed):
+    x = torch.randn(30, 3)
+    def loss(model, batch):
+        time.sleep(0.02)
+        return model(batch).square().mean()
+    return torch.nn.Linear(3, 1), loss, list(x.split(10))
+"""
+
+
+@pytest.mark.parametrize("read_every", [1, 10])
+def test_a_step_is_timed_by_what_it_takes(folder, monkeypatch, read_every):
+    """Also where losses are read ten at a time, as on a GPU. A stack calls the loss once for all its runs."""
+    for module in (together, single):
+        monkeypatch.setattr(module, "reading_interval", lambda device: read_every)
+    (folder / "slow.py").write_text(SLOW)
+    task = find_task("slow.py").build(0, CPU)
+    for seconds in (
+        timing.gradient_seconds(task, Settings(), CPU),
+        timing.separate_seconds(task, specs_of(3, "momo"), Settings(), CPU),
+        timing.stack_seconds(task, specs_of(3, "momo"), Settings(), CPU),
+    ):
+        assert 0.02 <= seconds < 0.06
+    assert timing.stack_seconds(task, specs_of(3, "momo"), Settings(), CPU, limit=0.03) is None
+    assert timing.gradient_seconds(task, Settings(), CPU, limit=0.03) == float("inf")
+    assert timing.on_threads(2, lambda limit: torch.get_num_threads() + limit, 1.0) == 2 + 18
+    (folder / "wrong.py").write_text(SLOW.replace("time.sleep(0.02)", "raise ValueError"))
+    assert timing.gradient_seconds(find_task("wrong.py").build(0, CPU), Settings(), CPU) == 0.0
+
+
 def test_a_stack_that_wins_for_certain_needs_no_optimizer_of_torchs(momo_process):
     """Making the first one takes torch a second: it imports its compiler."""
     code = (
@@ -109,7 +140,7 @@ def test_a_task_that_cannot_be_stacked_says_so_in_one_line(momo, folder, monkeyp
 
 def test_half_a_grid_that_diverges_early_costs_little():
     """Counted in rows × steps of the stack, the cost that a clock would show with noise."""
-    from momo_cli.training import stack, together
+    from momo_cli.training import stack
 
     calls = []
     real = stack.Stack.gradients
