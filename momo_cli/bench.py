@@ -1,8 +1,9 @@
 """The time of a whole grid of runs, four ways: ``python -m momo_cli.bench``.
 
 (a) the script that a user would write with Optuna's ``GridSampler`` and a plain loop; (b) ``momo sweep``, one run after
-another in one process; (c) together in one process; (d) as ``momo`` itself chooses. Each is a whole command, from starting
-Python to the last run in a SQLite file; they take turns, round by round, and the ratio is to (a) of the same round.
+another in one process; (c) together in one process; (d) together, in a process for each core or GPU; (e) as ``momo`` itself
+chooses. Each is a whole command, from starting Python to the last run in a SQLite file; they take turns, round by round,
+and the ratio is to (a) of the same round. The memory is that of the largest single process.
 
 ``--stack`` prints instead what a step of K runs in one stack takes, for K = 1 to 256, against a run trained alone.
 """
@@ -100,6 +101,14 @@ def stack_table(task_name: str, device_name: str) -> None:
         print(f"{k:5}{1e3 * seconds:12.3g}{seconds / alone:15.2f}×{k * alone / seconds:12.1f}×")
 
 
+def processes(device: str) -> int:
+    """As many as there are cores, or devices."""
+    from momo_cli.training import cpu
+    from momo_cli.training.devices import parse_devices
+
+    return cpu.cores() if device == "cpu" else len(parse_devices(device))
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(prog="python -m momo_cli.bench", description=__doc__)
@@ -124,7 +133,8 @@ def main() -> None:
         "(a) Optuna script": [sys.executable, "rival.py", given.task, str(given.steps), ",".join(map(str, lrs)), str(given.seeds)],
         "(b) momo, separately": [*sweep, "--together", "off", "--jobs", "1"],
         "(c) momo, together": [*sweep, "--jobs", "1"],
-        "(d) momo, as it chooses": sweep,
+        "(d) momo, in processes": [*sweep, "--jobs", str(processes(given.device))],
+        "(e) momo, as it chooses": sweep,
     }
     if given.device != "cpu":
         del ways["(a) Optuna script"]
