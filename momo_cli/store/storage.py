@@ -1,23 +1,20 @@
-"""An Optuna storage, opened, and the studies in it that are this command's."""
+"""An Optuna storage, and the studies in it that are this command's."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from momo_cli.errors import UserError, did_you_mean
-from momo_cli.store.stored_runs import StoredRuns
-from momo_cli.store.studies import KEY
+from momo_cli.errors import UserError
 
 if TYPE_CHECKING:
     import optuna
 
 DEFAULT_URL = "sqlite:///momo.db"
+KEY = "momo:key"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +43,14 @@ class StudyInfo:
         return bool(self.key["settings"]["maximize"])
 
 
-class Store:
-    """An Optuna storage, opened.
+class Storage:
+    """An Optuna storage, opened when it is first needed. A SQLite file comes into being with the first run that is stored.
 
     Args:
-        url: Optuna's storage URL, or the name of a SQLite file ending in ``.db``. A SQLite file comes into being with the first run that is stored.
+        url: Optuna's storage URL, or the name of a SQLite file ending in ``.db``.
 
     Raises:
-        UserError: The storage can't be opened.
+        UserError: It can't be opened.
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
@@ -69,14 +66,6 @@ class Store:
         """False for a SQLite file that isn't there yet."""
         file = self._sqlite_file()
         return file is None or file.exists()
-
-    def studies(self) -> list[StudyInfo]:
-        """Every study of this command's, the latest used last; runs in a study's continuations are counted with it."""
-        found: dict[str, StudyInfo] = {}
-        for info in sorted(self.every_study(), key=lambda info: len(info.name)):
-            first = found.get(info.study)
-            found[info.study] = dataclasses.replace(first, runs=first.runs + info.runs) if first else info
-        return sorted(found.values(), key=lambda info: info.latest)
 
     def every_study(self) -> list[StudyInfo]:
         """Every study of this command's, continuations too."""
@@ -95,40 +84,6 @@ class Store:
             )
         return found
 
-    def open(self, key: dict[str, Any], name: str | None = None) -> StoredRuns:
-        """The runs of ``key``, for reading and adding.
-
-        Args:
-            key: Everything that changes a result, from :func:`study_key`.
-            name: The study's name; by default the task's with a digest of the key.
-
-        Raises:
-            UserError: A study of that name holds runs of other settings.
-        """
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-        chosen = name or f"{key['task']}-{digest}"
-        same = [info for info in self.studies() if info.name == chosen]
-        if same and same[0].key != key:
-            raise UserError(
-                f"--study {chosen} holds runs of other settings: {_difference(same[0].key, key)}.\n"
-                "Give another name, or leave --study out: each settings then has a study of its own."
-            )
-        if name and not same and self.exists() and name in self._names():
-            raise UserError(f"--study {name} exists in {self.url} and isn't this command's.\nGive another name.")
-        return StoredRuns(self, chosen, key)
-
-    def read(self, name: str) -> StoredRuns:
-        """The runs of the study called ``name``.
-
-        Raises:
-            UserError: There is none.
-        """
-        studies = {info.name: info for info in self.studies()}
-        if name not in studies:
-            known = f"It has {', '.join(list(studies)[-5:])}." if studies else "It has none yet: run momo sweep TASK."
-            raise UserError(f"There is no study {name!r} in {self.url}.{did_you_mean(name, list(studies))}\n{known}")
-        return StoredRuns(self, name, studies[name].key)
-
     def warm_up(self) -> None:
         """Load what opening the storage takes; a SQLite file that isn't there is not made."""
         import optuna
@@ -139,7 +94,8 @@ class Store:
             else:
                 self.guarded(lambda: optuna.storages.get_storage("sqlite://"))
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """The names of all studies, other people's too."""
         import optuna
 
         return self.guarded(lambda: optuna.get_all_study_names(self.opened()))
@@ -180,26 +136,3 @@ class Store:
     def _sqlite_file(self) -> Path | None:
         prefix = "sqlite:///"
         return Path(self.url[len(prefix) :].partition("?")[0]) if self.url.startswith(prefix) else None
-
-
-def study_key(
-    task: str, source: str, arguments: dict[str, Any], settings: dict[str, Any], **more: Any
-) -> dict[str, Any]:
-    """Everything that changes a run's result, in JSON's own types.
-
-    Args:
-        task: The task's name, or an imported file's.
-        source: The digest of its source file, or of the imported one.
-        arguments: ``--set``, or how a file was read.
-        settings: From :meth:`momo_cli.plan.Settings.key`.
-        more: ``imported=True``; ``search``, how an Optuna study samples. None is left out.
-    """
-    given = {name: value for name, value in more.items() if value is not None}
-    key = {"task": task, "source": source, "set": arguments, "settings": settings, **given}
-    return json.loads(json.dumps(key, default=str))
-
-
-def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
-    flat = [{**key, **key.get("settings", {})} for key in (stored, asked)]
-    differing = [name for name in flat[1] if name != "settings" and flat[0].get(name) != flat[1][name]]
-    return ", ".join(f"{name} {flat[0].get(name)!r}, not {flat[1][name]!r}" for name in differing) or "an older version's"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from momo_cli.errors import UserError
 from momo_cli.plan.grid import run_key
 from momo_cli.runs import Run
+from momo_cli.store.storage import Storage
 from momo_cli.store.studies import Studies
 from momo_cli.store.trials import run_of
 from momo_cli.store.writing import Writer, WriterHere, WriterProcess
-
-if TYPE_CHECKING:
-    from momo_cli.store.storage import Store
 
 
 class StoredRuns:
@@ -23,9 +21,9 @@ class StoredRuns:
     Use it as a context manager around training: leaving it waits until every run given to :meth:`add` is stored.
     """
 
-    def __init__(self, store: Store, name: str, key: dict[str, Any]) -> None:
-        self.store, self.name, self.key = store, name, key
-        self._studies = Studies(store, name, key)
+    def __init__(self, storage: Storage, name: str, key: dict[str, Any]) -> None:
+        self.storage, self.name, self.key = storage, name, key
+        self._studies = Studies(storage, name, key)
         self._writer: Writer = WriterHere(self._studies)
         self._started: tuple[list[str], str] | None = None
         self._queue: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
@@ -37,13 +35,13 @@ class StoredRuns:
         """The objective's name as the runs that are stored resolved it; empty before the first."""
         if self._started is not None:
             return self._started[1]
-        return next((info.objective for info in self.store.studies() if info.name == self.name), "")
+        return next((info.objective for info in self.storage.every_study() if info.name == self.name), "")
 
     def runs(self) -> list[Run]:
         """Every stored run; of equal ones the newest."""
         found: dict[tuple[object, ...], Run] = {}
         for study in self._studies.found():
-            for trial in self.store.guarded(lambda: study.get_trials(deepcopy=False)):  # noqa: B023
+            for trial in self.storage.guarded(lambda: study.get_trials(deepcopy=False)):  # noqa: B023
                 run = run_of(trial)
                 if run is not None:
                     key = run_key(run)
@@ -57,7 +55,7 @@ class StoredRuns:
         Opening takes Optuna a second and a run 30 ms, all of it Python's work: worth a process where this one has torch
         to load meanwhile.
         """
-        self._writer = WriterProcess(self.store.url, self.name, self.key)
+        self._writer = WriterProcess(self.storage.url, self.name, self.key)
 
     def start(self, optimizers: list[str], objective: str) -> None:
         """Make the study, if it is new, for runs of ``optimizers``; :meth:`add` may be called from here on.
@@ -85,7 +83,7 @@ class StoredRuns:
             self._thread = None
         self._writer.close()
         if self._error is not None and exception[0] is None:
-            raise UserError(f"--storage {self.store.url} failed while runs were stored: {self._error}", code=1)
+            raise UserError(f"--storage {self.storage.url} failed while runs were stored: {self._error}", code=1)
 
     def _write(self) -> None:
         while (run := self._queue.get()) is not None:
@@ -102,6 +100,6 @@ class StoredRuns:
             if not isinstance(self._writer, WriterProcess) or self._started is None:
                 raise
             self._writer.close()
-            self._writer = WriterHere(Studies(self.store, self.name, self.key))
+            self._writer = WriterHere(Studies(self.storage, self.name, self.key))
             self._writer.start(*self._started)
             act()

@@ -6,13 +6,10 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 from momo_cli.plan.optimizers import KNOWN
+from momo_cli.store.storage import KEY, Storage
 
 if TYPE_CHECKING:
     import optuna
-
-    from momo_cli.store.storage import Store
-
-KEY = "momo:key"
 
 
 class Studies:
@@ -23,8 +20,8 @@ class Studies:
     later go to a study whose name ends in +2, +3, ….
     """
 
-    def __init__(self, store: Store, name: str, key: dict[str, Any]) -> None:
-        self.store, self.name, self.key = store, name, key
+    def __init__(self, storage: Storage, name: str, key: dict[str, Any]) -> None:
+        self.storage, self.name, self.key = storage, name, key
         self._opened: list[optuna.Study] | None = None
 
     def found(self) -> list[optuna.Study]:
@@ -34,9 +31,9 @@ class Studies:
             UserError: The storage refuses.
         """
         if self._opened is None:
-            if not self.store.exists():
+            if not self.storage.exists():
                 return []
-            names = [info.name for info in self.store.every_study() if info.study == self.name]
+            names = [info.name for info in self.storage.every_study() if info.study == self.name]
             self._opened = [self._load(name) for name in sorted(names, key=lambda name: (len(name), name))]
         return self._opened
 
@@ -55,7 +52,7 @@ class Studies:
             self._opened.append(self._create(f"{self.name}+{len(self._opened) + 1}", new))
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         first = self._opened[0]
-        self.store.guarded(lambda: (first.set_user_attr("objective", objective), first.set_user_attr("latest", now)))
+        self.storage.guarded(lambda: (first.set_user_attr("objective", objective), first.set_user_attr("latest", now)))
 
     def of(self, optimizer: str) -> optuna.Study:
         """The study whose ``optimizer`` parameter can take ``optimizer``, which :meth:`start` was told of."""
@@ -64,7 +61,7 @@ class Studies:
     def _load(self, name: str) -> optuna.Study:
         import optuna
 
-        return self.store.guarded(lambda: optuna.load_study(study_name=name, storage=self.store.opened()))
+        return self.storage.guarded(lambda: optuna.load_study(study_name=name, storage=self.storage.opened()))
 
     def _create(self, name: str, optimizers: list[str]) -> optuna.Study:
         import optuna
@@ -72,10 +69,10 @@ class Studies:
         def create() -> optuna.Study:
             direction = "maximize" if self.key["settings"]["maximize"] else "minimize"
             study = optuna.create_study(
-                study_name=name, storage=self.store.opened(), direction=direction, load_if_exists=True
+                study_name=name, storage=self.storage.opened(), direction=direction, load_if_exists=True
             )
             study.set_user_attr("optimizers", optimizers)
             study.set_user_attr(KEY, self.key)
             return study
 
-        return self.store.guarded(create)
+        return self.storage.guarded(create)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from momo_cli.errors import UserError
 from momo_cli.runs import Run
+from momo_cli.store.storage import Storage
 from momo_cli.store.studies import Studies
 from momo_cli.store.trials import trial_of
 
@@ -92,11 +93,9 @@ class WriterProcess:
 
 
 def _serve(connection: Connection, url: str, name: str, key: dict[str, Any]) -> None:
-    from momo_cli.store.storage import Store
-
-    store = Store(url)
-    store.warm_up()
-    writer = WriterHere(Studies(store, name, key))
+    storage = Storage(url)
+    storage.warm_up()
+    writer = WriterHere(Studies(storage, name, key))
     # What was sent before the other end was closed, or died, is still received.
     with contextlib.suppress(EOFError, OSError):
         while True:

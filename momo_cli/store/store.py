@@ -1,0 +1,92 @@
+"""The store as the rest of the command sees it: the runs of a task and its settings, found by their key."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from momo_cli.errors import UserError, did_you_mean
+from momo_cli.store.storage import DEFAULT_URL, Storage, StudyInfo
+from momo_cli.store.stored_runs import StoredRuns
+
+
+class Store:
+    """The runs in an Optuna storage.
+
+    Args:
+        url: As for :class:`momo_cli.store.storage.Storage`.
+
+    Raises:
+        UserError: The storage can't be opened.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL) -> None:
+        self._storage = Storage(url)
+        self.url = self._storage.url
+
+    def studies(self) -> list[StudyInfo]:
+        """Every study of this command's, the latest used last; runs in a study's continuations are counted with it."""
+        found: dict[str, StudyInfo] = {}
+        for info in sorted(self._storage.every_study(), key=lambda info: len(info.name)):
+            first = found.get(info.study)
+            found[info.study] = dataclasses.replace(first, runs=first.runs + info.runs) if first else info
+        return sorted(found.values(), key=lambda info: info.latest)
+
+    def open(self, key: dict[str, Any], name: str | None = None) -> StoredRuns:
+        """The runs of ``key``, for reading and adding.
+
+        Args:
+            key: Everything that changes a result, from :func:`study_key`.
+            name: The study's name; by default the task's with a digest of the key.
+
+        Raises:
+            UserError: A study of that name holds runs of other settings.
+        """
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+        chosen = name or f"{key['task']}-{digest}"
+        same = [info for info in self.studies() if info.name == chosen]
+        if same and same[0].key != key:
+            raise UserError(
+                f"--study {chosen} holds runs of other settings: {_difference(same[0].key, key)}.\n"
+                "Give another name, or leave --study out: each settings then has a study of its own."
+            )
+        if name and not same and self._storage.exists() and name in self._storage.names():
+            raise UserError(f"--study {name} exists in {self.url} and isn't this command's.\nGive another name.")
+        return StoredRuns(self._storage, chosen, key)
+
+    def read(self, name: str) -> StoredRuns:
+        """The runs of the study called ``name``.
+
+        Raises:
+            UserError: There is none.
+        """
+        studies = {info.name: info for info in self.studies()}
+        if name not in studies:
+            known = f"It has {', '.join(list(studies)[-5:])}." if studies else "It has none yet: run momo sweep TASK."
+            raise UserError(f"There is no study {name!r} in {self.url}.{did_you_mean(name, list(studies))}\n{known}")
+        return StoredRuns(self._storage, name, studies[name].key)
+
+
+def study_key(
+    task: str, source: str, arguments: dict[str, Any], settings: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Everything that changes a run's result, in JSON's own types.
+
+    Args:
+        task: The task's name, or an imported file's.
+        source: The digest of its source file, or of the imported one.
+        arguments: ``--set``, or how a file was read.
+        settings: From :meth:`momo_cli.plan.Settings.key`.
+        more: ``imported=True``; ``search``, how an Optuna study samples. None is left out.
+    """
+    given = {name: value for name, value in more.items() if value is not None}
+    key = {"task": task, "source": source, "set": arguments, "settings": settings, **given}
+    return json.loads(json.dumps(key, default=str))
+
+
+def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    flat = [{**key, **key.get("settings", {})} for key in (stored, asked)]
+    differing = [name for name in flat[1] if name != "settings" and flat[0].get(name) != flat[1][name]]
+    return ", ".join(f"{name} {flat[0].get(name)!r}, not {flat[1][name]!r}" for name in differing) or "an older version's"
