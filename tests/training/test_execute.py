@@ -78,11 +78,14 @@ def test_the_stack_that_measures_best_is_taken(monkeypatch, stacked, expected):
     The time without the optimizer, known first, may be any part of that.
     """
     monkeypatch.setattr(measure, "stack_seconds", lambda task, specs, *rest: stacked(len(specs)))
-    monkeypatch.setattr(measure, "separate_seconds", lambda *a: 0.010)
+    asked = []
+    monkeypatch.setattr(measure, "separate_seconds", lambda *a: asked.append(a) or 0.010)
     specs = [RunSpec(OptimizerSpec.parse("momo"), 0.01 * (i + 1), 0) for i in range(64)]
     for floor in (0.010, 0.005, 1e-9):
         chosen = measure.choose(find_task("digits-mlp").build(0, CPU), specs, Settings(), CPU, floor)
         assert chosen.together == expected and bool(chosen.line)
+        if floor == 0.010 and expected > 1:
+            assert not asked  # a stack that wins for certain is not compared with more than that
         if expected == 1:
             assert chosen.seconds == 0.010
 
@@ -110,7 +113,7 @@ def test_a_step_is_timed_by_what_it_takes(folder, monkeypatch, read_every):
         timing.separate_seconds(task, specs_of(3, "momo"), Settings(), CPU),
         timing.stack_seconds(task, specs_of(3, "momo"), Settings(), CPU),
     ):
-        assert 0.02 <= seconds < 0.06
+        assert 0.02 <= seconds < 0.2
     assert timing.stack_seconds(task, specs_of(3, "momo"), Settings(), CPU, limit=0.03) is None
     assert timing.gradient_seconds(task, Settings(), CPU, limit=0.03) == float("inf")
     assert timing.on_threads(2, lambda limit: torch.get_num_threads() + limit, 1.0) == 2 + 18
@@ -118,11 +121,11 @@ def test_a_step_is_timed_by_what_it_takes(folder, monkeypatch, read_every):
     assert timing.gradient_seconds(find_task("wrong.py").build(0, CPU), Settings(), CPU) == 0.0
 
 
-def test_a_stack_that_wins_for_certain_needs_no_optimizer_of_torchs(momo_process):
+def test_a_stack_needs_no_optimizer_of_torchs(momo_process):
     """Making the first one takes torch a second: it imports its compiler."""
     code = (
         "import sys; from momo_cli.__main__ import run\n"
-        "assert run(['sweep', 'digits-mlp', '--lrs', '1e-2:1:16', '--seeds', '2', '--steps', '100', '--jobs', '1', '-q']) == 0\n"
+        "assert run(['sweep', 'digits-mlp', '--lrs', '1e-2:1:4', '--steps', '9', '--together', '8', '--jobs', '1', '-q']) == 0\n"
         "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules and 'optuna' not in sys.modules\n"
     )
     process = momo_process(interpreter=("-c", code))
