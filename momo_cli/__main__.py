@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "torch" in sys.modules:
         # Everything is stored and written by now, and taking torch's modules apart would cost a second.
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None where it never was open
                 stream.flush()
         os._exit(code)
     sys.exit(code)
@@ -21,9 +21,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong, 130 interrupted."""
-    from momo_cli.commands import app
-    from momo_cli.errors import UserError
-    from momo_cli.user_code import UserCodeError
+    try:
+        from momo_cli.commands import app
+        from momo_cli.errors import UserError
+        from momo_cli.user_code import UserCodeError
+    except KeyboardInterrupt:
+        return 130
 
     try:
         code = app(arguments, prog_name="momo", standalone_mode=False)

@@ -33,6 +33,9 @@ class Display(Protocol):
     def finished(self, spec: RunSpec, run: Run) -> None:
         """A run has ended."""
 
+    def lost(self, runs: int) -> None:
+        """So many runs had ended and could not be stored."""
+
     def said(self, line: str) -> None:
         """A line the user should know of."""
 
@@ -150,7 +153,10 @@ class Session:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._open.__exit__(*exception)
+        try:
+            self._open.__exit__(*exception)
+        finally:
+            self.display.lost(self.stored.waiting)
 
     def collect(self, specs: list[RunSpec]) -> list[Run]:
         """The runs of ``specs``, in that order."""

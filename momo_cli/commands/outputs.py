@@ -36,6 +36,8 @@ def check(outputs: OutputOptions) -> None:
         file = getattr(outputs, flag)
         if file is not None and str(file) != "-" and not Path(file).absolute().parent.is_dir():
             raise UserError(f"--{flag} {file}: there is no folder {str(Path(file).parent)!r}.")
+        if file is not None and str(file) != "-":
+            setattr(outputs, flag, type(file)(Path(file).absolute()))  # a task's own code may change the folder
     if outputs.plot is not None or outputs.report is not None:
         from momo_cli.report import plot
 

@@ -70,6 +70,10 @@ class LiveDisplay:
             self._marks[run.status] += 1
         self._draw()
 
+    def lost(self, runs: int) -> None:
+        """Count out runs that could not be stored."""
+        self.done -= runs
+
     def said(self, line: str) -> None:
         """Print a line above the display."""
         self.console.print(line, soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "sqlite:///momo.db"
 KEY = "momo:key"
+_SQLITE = "sqlite:///"
+_ATTEMPTS, _PAUSE = 4, 0.3  # seconds between them: another command may be making the same database
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +60,19 @@ class Storage:
         if "://" not in url and Path(url).suffix in (".db", ".sqlite", ".sqlite3"):
             url = f"sqlite:///{url}"
         self.url = url
-        file = self._sqlite_file()
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"--storage {url}: there is no folder {str(file.parent)!r}.")
+        self._location, self._file = url, None
+        path, mark, query = url.removeprefix(_SQLITE).partition("?")
+        if url.startswith(_SQLITE) and path and not path.startswith((":", "file:")):
+            # A task's own code may change the folder before the storage is opened.
+            self._file = Path(path).absolute()
+            self._location = f"{_SQLITE}{self._file}{mark}{query}"
+            if not self._file.parent.is_dir():
+                raise UserError(f"--storage {url}: there is no folder {str(Path(path).parent)!r}.")
         self._storage: optuna.storages.BaseStorage | None = None
 
     def exists(self) -> bool:
         """False for a SQLite file that isn't there yet."""
-        file = self._sqlite_file()
-        return file is None or file.exists()
+        return self._file is None or self._file.exists()
 
     def every_study(self) -> list[StudyInfo]:
         """Every study of this command's, continuations too."""
@@ -86,13 +93,11 @@ class Storage:
 
     def warm_up(self) -> None:
         """Load what opening the storage takes; a SQLite file that isn't there is not made."""
-        import optuna
-
         with contextlib.suppress(UserError):  # met again when it is opened in earnest
             if self.exists():
                 self.opened()
             else:
-                self.guarded(lambda: optuna.storages.get_storage("sqlite://"))
+                self._connected("sqlite://")
 
     def names(self) -> list[str]:
         """The names of all studies, other people's too."""
@@ -106,12 +111,26 @@ class Storage:
         Raises:
             UserError: It can't be opened.
         """
-        if self._storage is None:
-            import optuna
-
-            optuna.logging.set_verbosity(optuna.logging.ERROR)
-            self._storage = self.guarded(lambda: optuna.storages.get_storage(self.url))
+        for attempt in range(_ATTEMPTS):
+            if self._storage is not None:
+                break
+            try:
+                self._storage = self._connected(self._location)
+            except UserError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                time.sleep(_PAUSE)
         return self._storage
+
+    def _connected(self, url: str) -> optuna.storages.BaseStorage:
+        import logging
+
+        import optuna
+
+        # Alembic tells every step of making a new database's tables at level INFO.
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        return self.guarded(lambda: optuna.storages.get_storage(url))
 
     def guarded(self, act: Any) -> Any:
         """What ``act`` returns.
@@ -119,20 +138,15 @@ class Storage:
         Raises:
             UserError: It raises: the storage refuses.
         """
-        import logging
-
-        # Alembic tells every step of making a new database's tables at level INFO; Optuna's own logger is set above.
-        logging.getLogger("alembic").setLevel(logging.ERROR)
         try:
             return act()
         except UserError:
             raise
-        except Exception as error:
+        except Exception as raised:
+            error: BaseException = raised
+            while error.__cause__ is not None:  # Optuna's own words name neither a lock nor a missing permission
+                error = error.__cause__
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"--storage {self.url} can't be used: {reason}\nGive a storage URL of Optuna's, for instance {DEFAULT_URL}."
             ) from None
-
-    def _sqlite_file(self) -> Path | None:
-        prefix = "sqlite:///"
-        return Path(self.url[len(prefix) :].partition("?")[0]) if self.url.startswith(prefix) else None

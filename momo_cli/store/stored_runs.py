@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from momo_cli.errors import UserError
@@ -18,7 +20,8 @@ from momo_cli.store.writing import Writer, WriterHere, WriterProcess
 class StoredRuns:
     """The runs of one key.
 
-    Use it as a context manager around training: leaving it waits until every run given to :meth:`add` is stored.
+    Use it as a context manager around training: leaving it waits until every run given to :meth:`add` is stored, and only a
+    second Ctrl-C ends that early.
     """
 
     def __init__(self, storage: Storage, name: str, key: dict[str, Any]) -> None:
@@ -26,9 +29,10 @@ class StoredRuns:
         self._studies = Studies(storage, name, key)
         self._writer: Writer = WriterHere(self._studies)
         self._started: tuple[list[str], str] | None = None
-        self._queue: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        self._adding: list[Future[None]] = []
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._ended = threading.Event()
 
     @property
     def objective(self) -> str:
@@ -63,36 +67,60 @@ class StoredRuns:
         Raises:
             UserError: The storage refuses.
         """
+        if self._started is not None and set(optimizers) <= set(self._started[0]):
+            return
         self._started = (optimizers, objective)
-        self._do(lambda: self._writer.start(optimizers, objective))
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, name="momo-store", daemon=True)
             self._thread.start()
+        done: Future[None] = Future()
+        self._queue.put((lambda: self._writer.start(optimizers, objective), done))
+        done.result()
 
     def add(self, run: Run) -> None:
         """Store ``run``; returns at once."""
-        self._queue.put(run)
+        done: Future[None] = Future()
+        self._adding.append(done)
+        self._queue.put((lambda: self._writer.add(run), done))
+
+    @property
+    def waiting(self) -> int:
+        """How many of the runs given to :meth:`add` are not stored."""
+        return sum(not done.done() or done.exception() is not None for done in self._adding)
 
     def __enter__(self) -> StoredRuns:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        interrupted = False
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+            # Not the thread's join: interrupted once, it takes the thread for ended (Python 3.10 and 3.11).
+            try:
+                self._ended.wait()
+            except KeyboardInterrupt:  # the user's first; a second one is obeyed at once
+                interrupted = True
+                self._ended.wait()
         self._writer.close()
-        if self._error is not None and exception[0] is None:
-            raise UserError(f"--storage {self.storage.url} failed while runs were stored: {self._error}", code=1)
+        if interrupted:
+            raise KeyboardInterrupt
+        errors = [error for done in self._adding if (error := done.exception()) is not None]
+        if errors and exception[0] is None:
+            raise UserError(f"--storage {self.storage.url} failed while runs were stored: {errors[0]}", code=1)
 
     def _write(self) -> None:
-        while (run := self._queue.get()) is not None:
+        # One thread alone talks to the writer, whoever asks and whenever that one is interrupted.
+        while (asked := self._queue.get()) is not None:
+            act, done = asked
             try:
-                self._do(lambda: self._writer.add(run))  # noqa: B023
+                self._do(act)
             except Exception as error:  # the other runs may still be stored
-                self._error = self._error or error
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+        self._ended.set()
 
-    def _do(self, act: Any) -> None:
+    def _do(self, act: Callable[[], None]) -> None:
         """Call ``act``; where the writing process has died, again with a writer here."""
         try:
             act()

@@ -44,12 +44,15 @@ class Studies:
             UserError: The storage refuses.
         """
         self._opened = self.found()
-        offered = {label for study in self._opened for label in study.user_attrs["optimizers"]}
-        new = [label for label in optimizers if label not in offered]
-        if not self._opened:
-            self._opened.append(self._create(self.name, list(dict.fromkeys([*KNOWN, *new]))))
-        elif new:
-            self._opened.append(self._create(f"{self.name}+{len(self._opened) + 1}", new))
+        while True:  # another command may have made the study meanwhile, for other optimizers
+            offered = {label for study in self._opened for label in study.user_attrs["optimizers"]}
+            new = [label for label in optimizers if label not in offered]
+            if not self._opened:
+                self._opened.append(self._create(self.name, list(dict.fromkeys([*KNOWN, *new]))))
+            elif new:
+                self._opened.append(self._create(f"{self.name}+{len(self._opened) + 1}", new))
+            else:
+                break
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         first = self._opened[0]
         self.storage.guarded(lambda: (first.set_user_attr("objective", objective), first.set_user_attr("latest", now)))
@@ -71,7 +74,8 @@ class Studies:
             study = optuna.create_study(
                 study_name=name, storage=self.storage.opened(), direction=direction, load_if_exists=True
             )
-            study.set_user_attr("optimizers", optimizers)
+            if "optimizers" not in study.user_attrs:
+                study.set_user_attr("optimizers", optimizers)
             study.set_user_attr(KEY, self.key)
             return study
 

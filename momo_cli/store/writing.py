@@ -16,7 +16,6 @@ from momo_cli.store.storage import Storage
 from momo_cli.store.studies import Studies
 from momo_cli.store.trials import trial_of
 
-
 _PATIENCE = 1.0  # seconds the process has to end when told to
 
 
@@ -59,7 +58,7 @@ class WriterHere:
 class WriterProcess:
     """Writes in a process of its own, which loads Optuna while this one loads torch, and leaves training its core.
 
-    Every method but ``close`` raises EOFError or OSError where that process has died.
+    For one thread alone. Every method but ``close`` raises EOFError or OSError where that process has died.
     """
 
     def __init__(self, url: str, name: str, key: dict[str, Any]) -> None:

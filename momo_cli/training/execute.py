@@ -14,7 +14,7 @@ from momo_cli.runs import Run
 from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 from momo_cli.training import cpu
-from momo_cli.training.measure import Measured, choose, on_several_threads, stackable
+from momo_cli.training.measure import Measured, choose, on_several_threads, stackable, why_not_together
 from momo_cli.training.timing import gradient_seconds
 from momo_cli.training.single import Watch
 from momo_cli.training.unit import train_unit
@@ -130,20 +130,27 @@ def make_plan(
     if batch is not None:  # as many as will come, of the kind that came
         specs = [specs[i % len(specs)] for i in range(batch)]
     given = resources.together if isinstance(resources.together, int) else None
-    if given is not None and given > 1 and not stackable(specs, settings):
-        given = 1
+    said: tuple[str, ...] = ()
+    if given is not None and given > 1:
+        if not stackable(specs, settings):
+            given = 1
+        else:
+            probe = probe or source.build(specs[0].seed, device)
+            refusal = why_not_together(probe, settings, device)
+            if refusal:
+                given, said = 1, (refusal,)
     if given is not None and (resources.jobs is not None or most_jobs == 1):
-        return Plan(given, _processes(most_jobs))
+        return Plan(given, _processes(most_jobs), said)
     task = probe or source.build(specs[0].seed, device)
     steps = task.count_steps(settings.steps, settings.epochs) * len(specs)
     floor = gradient_seconds(task, settings, device)
     if floor * steps < _TRIFLE:
-        return Plan(given or 1, _processes(most_jobs) if resources.jobs else 0)
+        return Plan(given or 1, _processes(most_jobs) if resources.jobs else 0, said)
     if given is None:
         chosen = choose(task, specs, settings, device, floor, max(_LITTLE, _SHARE * floor * steps))
     else:
         chosen = Measured(given, floor)
-    lines = (chosen.line,) if chosen.line else ()
+    lines = said + ((chosen.line,) if chosen.line else ())
     threads, seconds = 1, chosen.seconds
     on_cpu = device.type == "cpu"
     # With --together the same command gives the same bits again, so nothing that changes them is chosen by a clock.

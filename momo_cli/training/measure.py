@@ -44,6 +44,24 @@ def stackable(specs: Sequence[RunSpec], settings: Settings) -> bool:
     return settings.amp != "fp16" and all(can_stack(spec) for spec in {group_key(s): s for s in specs}.values())
 
 
+def why_not_together(task: Task, settings: Settings, device: torch.device) -> str:
+    """A line for the user where a trial step says that the task can't be trained together; empty where it can.
+
+    Raises:
+        UserError: The task's loss is wrong.
+    """
+    task.model.to(device)
+    try:
+        batch = move(next(iter(task.train)), device)
+    except Exception:  # training meets it again, and says whose it is
+        return ""
+    try:
+        check_stack(task, batch, settings)
+    except CannotStack as reason:
+        return f"Runs are trained one after another: this task can't be trained together ({reason})."
+    return ""
+
+
 def choose(
     task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, floor: float, budget: float = math.inf
 ) -> Measured:
@@ -61,11 +79,9 @@ def choose(
     most = len(specs)
     if most < 2 or not stackable(specs, settings):
         return Measured(1, separate())
-    try:
-        task.model.to(device)
-        check_stack(task, move(next(iter(task.train)), device), settings)
-    except CannotStack as reason:
-        return Measured(1, separate(), f"Runs are trained one after another: this task can't be trained together ({reason}).")
+    refusal = why_not_together(task, settings, device)
+    if refusal:
+        return Measured(1, separate(), refusal)
     best = Measured(1, math.inf)
     sizes = [size for size in _SIZES if size < most] + [min(most, _SIZES[-1])]
     mixed = _spread(specs)
@@ -104,7 +120,10 @@ def on_several_threads(
         return math.inf if not gradient else chosen.seconds * gradient / floor
     size = min(chosen.together, len(specs))
     first = _spread(specs)[:size]
-    seconds = on_threads(threads, lambda limit: stack_seconds(task, first, settings, device, limit), size * chosen.seconds)
+    try:
+        seconds = on_threads(threads, lambda limit: stack_seconds(task, first, settings, device, limit), size * chosen.seconds)
+    except CannotStack:  # training meets it again, and goes on run by run
+        seconds = None
     return math.inf if seconds is None else seconds / size
 
 

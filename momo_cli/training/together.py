@@ -42,14 +42,26 @@ class _Seed:
         self._batches = endless(self.task.train)
         self._generators = Generators()
 
-    def next_batch(self, alone: bool) -> Any:
-        """The next batch; with other seeds beside it (not ``alone``), drawn with this seed's own generators."""
-        if not alone:
-            self._generators.restore()
-        batch = move(next(self._batches), self.device)
-        if not alone:
-            self._generators = Generators()
+    def next_batch(self) -> Any:
+        """The next batch."""
+        return move(next(self._batches), self.device)
+
+    def next_batch_of_its_own(self) -> Any:
+        """The next batch, drawn with this seed's own generators; they are left changed."""
+        self._generators.restore()
+        batch = self.next_batch()
+        self._generators = Generators()
         return batch
+
+
+def _next_batches(seeds: Sequence[_Seed]) -> list[Any]:
+    """The next batch of each seed. What the step draws afterwards, for dropout say, goes on where the last step's ended."""
+    if len(seeds) == 1:
+        return [seeds[0].next_batch()]
+    of_steps = Generators()
+    batches = [seed.next_batch_of_its_own() for seed in seeds]
+    of_steps.restore()
+    return batches
 
 
 @dataclasses.dataclass
@@ -127,15 +139,14 @@ def _train(
 
     for step in range(steps):
         clock = time.perf_counter()
-        batches = [seed.next_batch(alone=len(order) == 1) for seed in seeds.values()]
-        unread.append(take_step(batches, settings.lr_factor(step, steps)))
+        unread.append(take_step(_next_batches(list(seeds.values())), settings.lr_factor(step, steps)))
         if len(unread) == read_every or step + 1 == steps:
             reports = torch.stack(unread).tolist() if len(unread) > 1 else [unread[0].tolist()]
             unread.clear()
             for i, row in enumerate(rows):
                 if not row.left:
                     _advance(row, step + 2 - len(reports), [[figure[i] for figure in report] for report in reports], watch)
-        seconds = (time.perf_counter() - clock) / max(1, len(rows))
+        seconds = (time.perf_counter() - clock) / len(rows)
         for row in rows:
             spent[id(row)] += seconds
         leaving = [row for row in rows if row.left and not row.given]
@@ -200,9 +211,9 @@ def _compacted(rows: list[_Row], groups: list[Group], stack: Stack) -> tuple[lis
 def _advance(row: _Row, step: int, reports: Sequence[Sequence[float]], watch: Watch | None) -> None:
     """Take what came of the row's steps from ``step`` (from 1) on: its column of each step's report."""
     points = len(row.history.curve)
-    for step, report in enumerate(reports, start=step):
+    for taken, report in enumerate(reports, start=step):
         if len(report) > 1 and not math.isnan(report[CAP]):
-            row.taken.add(step, {"capped": report[CAPPED], "step_size": report[STEP_SIZE], "cap": report[CAP],
+            row.taken.add(taken, {"capped": report[CAPPED], "step_size": report[STEP_SIZE], "cap": report[CAP],
                                  "adaptive_term": report[ADAPTIVE_TERM]})  # fmt: skip
         row.left = row.history.add(report[LOSS])
         if row.left:

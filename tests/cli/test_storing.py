@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import sqlite3
+import threading
 import time
 
 import pytest
@@ -73,3 +77,39 @@ def test_killed_in_the_middle_it_leaves_no_process_and_keeps_what_was_stored(fol
     assert not any(map(alive, others))
     code, out, _ = momo("list")
     assert code == 0 and int(out.split("mymodule:build")[1].split()[0]) >= 3
+
+
+def test_ctrl_c_while_the_last_runs_are_stored_waits_for_them(folder):
+    with pytest.raises(KeyboardInterrupt), Store().open(KEY) as runs:
+        runs.start(["momo"], "val_loss")
+        for run in runs_of(60):
+            runs.add(run)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert runs.waiting == 0 and len(Store().open(KEY).runs()) == 60
+
+
+def test_two_commands_make_one_database_at_once(folder, momo, momo_process):
+    both = [momo_process("sweep", "mymodule", "--lrs", lrs, "-q") for lrs in ("0.01,0.1", "1,10")]
+    for process in both:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    code, out, _ = momo("list")
+    assert code == 0 and re.search("mymodule:build +8 ", out)
+
+
+def test_a_locked_database_is_called_locked(folder, momo):
+    assert momo("sweep", "mymodule", "--lrs", "0.1")[0] == 0
+    with sqlite3.connect("momo.db") as other:
+        other.execute("BEGIN IMMEDIATE")
+        code, _, err = momo("sweep", "mymodule", "--lrs", "0.2", "--storage", "sqlite:///momo.db?timeout=0.1")
+        other.rollback()
+    assert code == 2 and "database is locked" in err and len(err.strip().splitlines()) <= 3
+
+
+def test_a_task_may_change_the_folder(folder, momo):
+    (folder / "elsewhere").mkdir()
+    (folder / "mymodule.py").write_text(TASK.replace("    data =", "    import os; os.chdir('elsewhere') if os.path.isdir('elsewhere') else None\n    data ="))
+    code, _, err = momo("sweep", str(folder / "mymodule.py"), "--lrs", "0.1,1", "--json", "out.json")
+    assert code == 0, err
+    os.chdir(folder)
+    assert (folder / "out.json").exists() and (folder / "momo.db").exists() and not any((folder / "elsewhere").iterdir())

@@ -113,9 +113,9 @@ from torch import nn
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()
-        self.f, self.calls = nn.Linear(6, 1), 0
+        self.f, self.calls, self.step = nn.Linear(6, 1), [0], 0
     def forward(self, x):
-        self.calls += 1
+        self.calls[0] += 1
         return BODY
 def build(seed):
     x = torch.randn(64, 6); y = x.sum(1, keepdim=True)
@@ -126,7 +126,8 @@ def build(seed):
 
 @pytest.mark.parametrize(
     "body, reason",
-    [("self.f(x) * (1 + 1 / self.calls)", "other values"), ("self.f(x) * torch.ones(3).sum().item()", "not permitted"),
+    [("self.f(x) * (1 + 1 / self.calls[0])", "other values"), ("self.f(x) * torch.ones(3).sum().item()", "not permitted"),
+     ("(setattr(self, 'step', self.step + 1), self.f(x) * (2 if self.step > 10 else 1))[1]", "a number in the model"),
      ("nn.functional.dropout(self.f(x), 0.5)", None)],
 )  # fmt: skip
 def test_what_cannot_be_captured_is_stepped_plainly(captured, folder, body, reason):

@@ -137,8 +137,9 @@ def test_a_task_that_cannot_be_stacked_says_so_in_one_line(momo, folder, monkeyp
     monkeypatch.setattr(execute, "_TRIFLE", 0.0)
     file = folder / "mymodule.py"
     file.write_text(file.read_text().replace("model(batch[0]), batch[1])", "model(batch[0]), batch[1]) * (1 if model(batch[0]).mean().item() else 1)"))
-    code, out, err = momo("sweep", "mymodule", "--lrs", "0.01,0.1", "--jobs", "1")
-    assert code == 0 and err.count("can't be trained together") == 1 and "item" in err
+    for together in ("auto", "2"):
+        code, out, err = momo("sweep", "mymodule", "--lrs", "0.01,0.1", "--jobs", "1", "--together", together, "--fresh")
+        assert code == 0 and err.count("can't be trained together") == 1 and "item" in err
 
 
 def test_half_a_grid_that_diverges_early_costs_little():

@@ -164,6 +164,25 @@ def test_odd_models_are_right_or_found_out(folder, kind):
             assert ends[0] != ends[1]
 
 
+def test_every_step_draws_anew_whatever_the_seeds(folder):
+    """Several seeds have their own generators for their batches; what a step draws, for dropout say, never comes twice."""
+    (folder / "drawing.py").write_text(
+        "import random, torch\n"
+        "drawn = []\n"
+        "def build(seed):\n"
+        "    x = torch.randn(40, 3)\n"
+        "    def loss(model, batch):\n"
+        "        if model.training and torch.is_grad_enabled(): drawn.append((random.random(), torch.get_rng_state().sum().item()))\n"
+        "        return (model(batch) * torch.nn.functional.dropout(torch.ones(1))).square().mean()\n"
+        "    return torch.nn.Linear(3, 1), loss, list(x.split(10))\n"
+    )
+    source = find_task("drawing.py")
+    specs = [RunSpec(OptimizerSpec.parse("sgd"), 0.01, seed) for seed in (0, 1)]
+    assert all(run.status == "ok" for _, run in train_together(source, specs, Settings(steps=12), CPU))
+    drawn = source._load().__globals__["drawn"]
+    assert len(drawn) == 12 and len(set(drawn)) == 12 and len({number for number, _ in drawn}) == 12
+
+
 def test_optimizers_with_modes_are_put_into_them(folder):
     (folder / "modal2.py").write_text(
         "import torch\n"
