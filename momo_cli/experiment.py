@@ -140,6 +140,7 @@ class Session:
     ) -> None:
         self.experiment, self.display, self._batch = experiment, display, batch
         self.stored = experiment.stored()
+        self.stored.say = display.said
         self.objective = self.stored.objective
         self.reused = 0
         self.found = {} if experiment.fresh else {run_key(run): run for run in self.stored.runs() if run.status != "failed"}

@@ -21,8 +21,10 @@ class StoredRuns:
     """The runs of one key.
 
     Use it as a context manager around training: leaving it waits until every run given to :meth:`add` is stored, and only a
-    second Ctrl-C ends that early.
+    second Ctrl-C ends that early; ``say`` takes a line about it for the user.
     """
+
+    say: Callable[[str], None] = staticmethod(lambda line: None)
 
     def __init__(self, storage: Storage, name: str, key: dict[str, Any]) -> None:
         self.storage, self.name, self.key = storage, name, key
@@ -95,11 +97,14 @@ class StoredRuns:
         interrupted = False
         if self._thread is not None:
             self._queue.put(None)
+            if exception[0] is KeyboardInterrupt:
+                self._say_waiting()
             # Not the thread's join: interrupted once, it takes the thread for ended (Python 3.10 and 3.11).
             try:
                 self._ended.wait()
             except KeyboardInterrupt:  # the user's first; a second one is obeyed at once
                 interrupted = True
+                self._say_waiting()
                 self._ended.wait()
         self._writer.close()
         if interrupted:
@@ -107,6 +112,10 @@ class StoredRuns:
         errors = [error for done in self._adding if (error := done.exception()) is not None]
         if errors and exception[0] is None:
             raise UserError(f"--storage {self.storage.url} failed while runs were stored: {errors[0]}", code=1)
+
+    def _say_waiting(self) -> None:
+        if self.waiting:
+            self.say(f"Storing {self.waiting} finished runs; Ctrl-C again gives them up.")
 
     def _write(self) -> None:
         # One thread alone talks to the writer, whoever asks and whenever that one is interrupted.

@@ -81,11 +81,14 @@ def test_killed_in_the_middle_it_leaves_no_process_and_keeps_what_was_stored(fol
 
 def test_ctrl_c_while_the_last_runs_are_stored_waits_for_them(folder):
     with pytest.raises(KeyboardInterrupt), Store().open(KEY) as runs:
+        lines: list[str] = []
+        runs.say = lines.append
         runs.start(["momo"], "val_loss")
         for run in runs_of(60):
             runs.add(run)
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     assert runs.waiting == 0 and len(Store().open(KEY).runs()) == 60
+    assert len(lines) == 1 and re.match(r"Storing \d+ finished runs; Ctrl-C again", lines[0])
 
 
 def test_two_commands_make_one_database_at_once(folder, momo, momo_process):
