@@ -90,7 +90,7 @@ class Experiment:
         from momo_cli.training.devices import parse_devices
         from momo_cli.training.execute import Resources
 
-        if self.together not in ("auto", "off") and not (self.together.isdigit() and int(self.together) > 0):
+        if self.together not in ("auto", "off") and not (self.together.isdecimal() and int(self.together) > 0):
             raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
         together = {"auto": "auto", "off": 1}.get(self.together) or int(self.together)
         return Resources(parse_devices(self.device), together, self.jobs)

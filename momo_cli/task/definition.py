@@ -111,7 +111,7 @@ class Task:
                     f"{where} returned {name} as an iterator, which can be read only once.\n"
                     "Give something that can be iterated again: a list or a DataLoader."
                 )
-            if hasattr(batches, "__len__") and len(batches) == 0:
+            if known_length(batches) == 0:
                 raise UserError(f"{where} returned {name} without a single batch (is drop_last on, or the data too small?).")
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"{where} returned both steps={self.steps} and epochs={self.epochs}: give one.")
@@ -126,8 +126,18 @@ class Task:
             steps, epochs = self.steps, self.epochs
         if steps is not None:
             return int(steps)
-        length = len(self.train) if hasattr(self.train, "__len__") else sum(1 for _ in self.train)
+        length = known_length(self.train)
+        if length is None:
+            length = sum(1 for _ in self.train)
         return max(1, round((1 if epochs is None else epochs) * length))
+
+
+def known_length(batches: Any) -> int | None:
+    """How many batches there are; None where only going through them can tell (a DataLoader over an IterableDataset)."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
 
 
 def _described(value: Any) -> str:

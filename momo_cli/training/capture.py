@@ -67,6 +67,8 @@ class CapturedStep:
             try:
                 static = [map_tensors(batch, _cloned) for batch in batches]
                 repeat, report = self._record(lambda: self.step(static, self._factor))
+                if generators.moved_in_python():
+                    raise RuntimeError("the model draws numbers in Python")
                 generators.restore()
                 repeat()
                 repeated = [tensor.clone() for tensor in (*state, report)]

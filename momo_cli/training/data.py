@@ -48,6 +48,21 @@ def tensors(batch: Any) -> Iterator[torch.Tensor]:
             yield from tensors(value)
 
 
+def others(batch: Any) -> list[Any]:
+    """Everything in ``batch`` that isn't a tensor.
+
+    >>> others({"x": torch.zeros(2), "n": 3})
+    [3]
+    """
+    if isinstance(batch, torch.Tensor):
+        return []
+    if isinstance(batch, dict):
+        return [item for value in batch.values() for item in others(value)]
+    if isinstance(batch, (tuple, list)):
+        return [item for value in batch for item in others(value)]
+    return [batch]
+
+
 def batch_size(batch: Any) -> int:
     """Samples in ``batch``: the first dimension of its first tensor that has one.
 
@@ -76,6 +91,11 @@ class Generators:
         self._python, self._numpy = random.getstate(), numpy.random.get_state() if numpy else None
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def moved_in_python(self) -> bool:
+        """Whether Python's or NumPy's generator has been drawn from since."""
+        now = Generators()
+        return self._python != now._python or repr(self._numpy) != repr(now._numpy)
 
     def restore(self) -> None:
         """Set the generators to these states."""

@@ -152,6 +152,8 @@ def train_loss_before(task: Task, model: torch.nn.Module, settings: Settings, de
     with buffers_restored(model), torch.no_grad(), precision(settings, device):
         model.train()
         losses = [scalar_loss(task, model, move(batch, device)).float() for batch in itertools.islice(task.train, _INITIAL_BATCHES)]
+    if not losses:
+        raise UserError("train gave no batch: it must be possible to iterate it again and again.")
     return float(torch.stack(losses).mean())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from momo_cli.plan.settings import Settings
+from momo_cli.task.definition import known_length
 from momo_cli.task.loading import TaskSource
 from momo_cli.training.data import batch_size, endless, generators_restored, move
 from momo_cli.training.evaluation import evaluate, objective_name, precision, scalar_loss, train_loss_before
@@ -89,7 +90,7 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         start = time.perf_counter()
         losses.append(stepper.step(compute_loss).item())
         times.append(time.perf_counter() - start)
-    lengths = tuple(len(b) if hasattr(b, "__len__") else None for b in (task.train, task.val))
+    lengths = tuple(known_length(b) for b in (task.train, task.val))
     return Inspection(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in trainable),

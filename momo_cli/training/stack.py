@@ -11,8 +11,8 @@ from torch.func import functional_call, vmap
 from momo_cli.errors import UserError
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
-from momo_cli.training.data import map_tensors, tensors
-from momo_cli.training.evaluation import checked_metrics, precision, scalar_loss
+from momo_cli.training.data import map_tensors, others, tensors
+from momo_cli.training.evaluation import buffers_restored, checked_metrics, precision, scalar_loss
 
 
 class CannotStack(Exception):
@@ -133,6 +133,8 @@ class Stack:
 
     def _by_row(self, batches: Sequence[Any]) -> list[torch.Tensor]:
         """Each tensor of the batches, ``[K, …]``: every row gets its own seed's."""
+        if any(others(batch) != others(batches[0]) for batch in batches[1:]):
+            raise CannotStack("batches of different seeds differ in more than their tensors")
         columns = list(zip(*(tensors(batch) for batch in batches)))
         if any(tensor.shape != column[0].shape for column in columns for tensor in column):
             raise CannotStack("batches of different seeds differ in shape")
@@ -215,5 +217,9 @@ def _compare(task: Task, batch: Any, settings: Settings) -> None:
 
 
 def _is_random(task: Task, batch: Any, settings: Settings) -> bool:
-    with torch.no_grad(), precision(settings, next(task.model.parameters()).device):
-        return bool(scalar_loss(task, task.model, batch) != scalar_loss(task, task.model, batch))
+    losses = []
+    for _ in range(2):
+        # A buffer that the loss depends on and that the model changes makes two losses differ without any chance.
+        with buffers_restored(task.model), torch.no_grad(), precision(settings, next(task.model.parameters()).device):
+            losses.append(scalar_loss(task, task.model, batch))
+    return bool(losses[0] != losses[1])

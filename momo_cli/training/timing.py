@@ -97,6 +97,8 @@ def gradient_seconds(task: Task, settings: Settings, device: torch.device, limit
     parameters = [p for p in model.parameters() if p.requires_grad]
     try:
         clock = _Clock(list(itertools.islice(task.train, 2)), device, limit)
+        if not clock.batches:  # training says so
+            return 0.0
         for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(clock)), 2 * _STEPS):
             with precision(settings, device):
                 loss = scalar_loss(task, model, move(batch, device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -17,8 +18,8 @@ from momo_cli.runs import Run
 from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 from momo_cli.training.capture import CapturedStep, record_cuda
-from momo_cli.training.data import Generators, batch_size, endless, move
-from momo_cli.training.evaluation import Evaluation, evaluate, initial_values, objective_name
+from momo_cli.training.data import Generators, batch_size, endless, generators_restored, move
+from momo_cli.training.evaluation import Evaluation, evaluate, initial_values, objective_name, precision, scalar_loss
 from momo_cli.training.history import History, reading_interval
 from momo_cli.training.single import Watch, finished
 from momo_cli.training.stack import CannotStack, Stack
@@ -43,25 +44,45 @@ class _Seed:
         self._generators = Generators()
 
     def next_batch(self) -> Any:
-        """The next batch."""
-        return move(next(self._batches), self.device)
-
-    def next_batch_of_its_own(self) -> Any:
         """The next batch, drawn with this seed's own generators; they are left changed."""
         self._generators.restore()
-        batch = self.next_batch()
+        batch = move(next(self._batches), self.device)
         self._generators = Generators()
         return batch
 
 
 def _next_batches(seeds: Sequence[_Seed]) -> list[Any]:
-    """The next batch of each seed. What the step draws afterwards, for dropout say, goes on where the last step's ended."""
-    if len(seeds) == 1:
-        return [seeds[0].next_batch()]
+    """The next batch of each seed.
+
+    What a step draws, for dropout say, goes on where the last step's ended, and never changes the order of the data: more
+    runs in a stack draw more.
+    """
     of_steps = Generators()
-    batches = [seed.next_batch_of_its_own() for seed in seeds]
+    batches = [seed.next_batch() for seed in seeds]
     of_steps.restore()
     return batches
+
+
+def _check_seeds(stack: Stack, rows: Sequence[_Row], seeds: Sequence[_Seed], settings: Settings) -> None:
+    """Find out whether one seed's loss is every seed's: it may close over what only that seed drew.
+
+    Raises:
+        CannotStack: It isn't.
+    """
+    tolerance = 5e-2 if settings.amp != "off" else 1e-3
+    with contextlib.ExitStack() as kept, torch.no_grad():
+        for seed in seeds:
+            kept.enter_context(generators_restored(seed.task.train))
+        batches = [move(next(iter(seed.task.train)), seed.device) for seed in seeds]
+        stack.objective.eval()
+        together = stack.evaluate(batches)
+        for seed, batch in zip(seeds, batches):
+            row = next(i for i, row in enumerate(rows) if row.seed is seed)
+            seed.task.model.eval()
+            with precision(settings, seed.device):
+                alone = scalar_loss(seed.task, seed.task.model, batch)
+            if not bool((together[row] - alone).abs() <= tolerance * alone.abs() + 1e-6):
+                raise CannotStack("its seeds differ in more than their batches and first parameters")
 
 
 @dataclasses.dataclass
@@ -131,6 +152,8 @@ def _train(
     stack = Stack([row.seed.task for row in rows], [order.index(row.spec.seed) for row in rows], settings)
     groups = _grouped(rows, stack)
     take_step = _stepping(stack, groups, settings)
+    if len(order) > 1:
+        _check_seeds(stack, rows, list(seeds.values()), settings)
     seconds = (time.perf_counter() - clock) / len(rows)
     spent = dict.fromkeys(map(id, rows), seconds)
     read_every = reading_interval(device)

@@ -110,6 +110,23 @@ def test_optuna_reads_the_store(momo):
     assert all(5 <= len(t.intermediate_values) <= 20 for t in study.trials if t.user_attrs["status"] == "ok")
 
 
+def test_data_without_a_length_or_without_a_batch(momo, folder):
+    (folder / "stream.py").write_text(
+        "import torch\n"
+        "class Stream(torch.utils.data.IterableDataset):\n"
+        "    def __iter__(self): return iter(torch.ones(8, 2).split(2))\n"
+        "class Nothing:\n"
+        "    def __iter__(self): return iter(())\n"
+        "def build(seed, empty=False):\n"
+        "    train = Nothing() if empty else torch.utils.data.DataLoader(Stream(), batch_size=None)\n"
+        "    return torch.nn.Linear(2, 1), lambda model, batch: model(batch).square().mean(), train\n"
+    )
+    result, _ = document(momo, "sweep", "stream.py", "--lrs", "0.01,0.1", "-o", "momo")
+    assert [run["steps"] for run in result["runs"]] == [4, 4]
+    code, _, err = momo("sweep", "stream.py", "--set", "empty=True", "--lrs", "0.01,0.1", "-o", "momo")
+    assert code == 2 and "train gave no batch" in err and len(err.strip().splitlines()) <= 3
+
+
 def test_optimizers_that_come_later_join_the_stored_ones(momo):
     momo(*GRID)
     arguments = ("sweep", "mymodule", "--lrs", "0.01,0.1,1", "-o", "momo,adamw(weight_decay=0.5),sgd(momentum=0.3)")

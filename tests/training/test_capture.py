@@ -128,6 +128,7 @@ def build(seed):
     "body, reason",
     [("self.f(x) * (1 + 1 / self.calls[0])", "other values"), ("self.f(x) * torch.ones(3).sum().item()", "not permitted"),
      ("(setattr(self, 'step', self.step + 1), self.f(x) * (2 if self.step > 10 else 1))[1]", "a number in the model"),
+     ("self.f(x) * (1 + __import__('random').random())", "draws numbers in Python"),
      ("nn.functional.dropout(self.f(x), 0.5)", None)],
 )  # fmt: skip
 def test_what_cannot_be_captured_is_stepped_plainly(captured, folder, body, reason):

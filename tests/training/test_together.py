@@ -183,6 +183,47 @@ def test_every_step_draws_anew_whatever_the_seeds(folder):
     assert len(drawn) == 12 and len(set(drawn)) == 12 and len({number for number, _ in drawn}) == 12
 
 
+SEEDED = """
+import torch
+def build(seed):
+    x = torch.randn(40, 3)
+    teacher = torch.nn.Linear(3, 1)
+    loss = lambda model, batch: (model(batch[0]) - OF).square().mean() * (batch[1] if SCALED else 1)
+    return torch.nn.Linear(3, 1), loss, [(part, 1 + seed) for part in x.split(10)]
+"""
+
+
+@pytest.mark.parametrize("of, scaled", [("teacher(batch[0]).detach()", False), ("0", True)], ids=["closure", "numbers"])
+def test_seeds_that_differ_in_more_than_their_batches_are_not_stacked(folder, of, scaled):
+    (folder / "seeded.py").write_text(SEEDED.replace("OF", of).replace("SCALED", str(scaled)))
+    specs = [RunSpec(OptimizerSpec.parse("sgd"), lr, seed) for lr in (0.01, 0.1) for seed in (0, 1)]
+    with pytest.raises(CannotStack, match="differ in more than"):
+        list(train_together(find_task("seeded.py"), specs, Settings(steps=8), CPU))
+    for stacked, alone in both(find_task("seeded.py"), specs[::2], Settings(steps=8)):  # one seed can be
+        assert stacked.objective == pytest.approx(alone.objective, rel=1e-5)
+
+
+def test_the_order_of_the_data_does_not_depend_on_how_many_runs_share_a_stack(folder):
+    (folder / "order.py").write_text(
+        "import torch\n"
+        "seen = []\n"
+        "def build(seed):\n"
+        "    data = torch.utils.data.DataLoader(torch.arange(40.0)[:, None], batch_size=10, shuffle=True)\n"
+        "    def loss(model, batch):\n"
+        "        if model.training and torch.is_grad_enabled(): seen.append(batch.sum())\n"
+        "        return torch.nn.functional.dropout(model(batch)).square().mean()\n"
+        "    return torch.nn.Linear(1, 1), loss, data\n"
+    )
+    orders = []
+    for lrs in ((1e-6,), (1e-6, 2e-6, 3e-6)):
+        source = find_task("order.py")
+        seen = source._load().__globals__["seen"]
+        seen.clear()
+        list(train_together(source, [RunSpec(OptimizerSpec.parse("sgd"), lr, 0) for lr in lrs], Settings(steps=12), CPU))
+        orders.append([float(value) for value in seen])
+    assert orders[0] == orders[1] and len(set(orders[0])) > 6
+
+
 def test_optimizers_with_modes_are_put_into_them(folder):
     (folder / "modal2.py").write_text(
         "import torch\n"
