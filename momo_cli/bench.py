@@ -1,4 +1,4 @@
-"""The time of a whole grid of runs, four ways: ``python -m momo_cli.bench``.
+"""The time of a whole grid of runs, five ways: ``python -m momo_cli.bench``.
 
 (a) the script that a user would write with Optuna's ``GridSampler`` and a plain loop; (b) ``momo sweep``, one run after
 another in one process; (c) together in one process; (d) together, in a process for each core or GPU; (e) as ``momo`` itself

@@ -17,6 +17,15 @@ class UserError(Exception):
         self.code = code
 
 
+def first_line(error: BaseException) -> str:
+    """What ``error`` says in one line: the first of its message, or its type where it has none.
+
+    >>> first_line(ValueError("no such thing\\nas this")), first_line(KeyError())
+    ('no such thing', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """``" Did you mean 'adam'?"`` where a known word is close to ``word``, else nothing.
 

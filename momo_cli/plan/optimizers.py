@@ -8,7 +8,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from momo_cli.errors import UserError, did_you_mean
+from momo_cli.errors import UserError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -140,7 +140,7 @@ class OptimizerSpec:
             loaded, _ = self.load()
             takes = [p for p in inspect.signature(loaded.__init__).parameters if p not in ("self", "params", "lr")]
             raise UserError(
-                f"--optimizer {self.label} can't be built: {str(error).splitlines()[0]}\n"
+                f"--optimizer {self.label} can't be built: {first_line(error)}\n"
                 f"{loaded.__name__} takes {', '.join(takes)}."
             ) from None
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from momo_cli.errors import UserError
+from momo_cli.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import optuna
@@ -53,7 +53,7 @@ class Storage:
         url: Optuna's storage URL, or the name of a SQLite file ending in ``.db``.
 
     Raises:
-        UserError: It can't be opened.
+        UserError: Its folder isn't there.
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
@@ -146,7 +146,6 @@ class Storage:
             error: BaseException = raised
             while error.__cause__ is not None:  # Optuna's own words name neither a lock nor a missing permission
                 error = error.__cause__
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"--storage {self.url} can't be used: {reason}\nGive a storage URL of Optuna's, for instance {DEFAULT_URL}."
+                f"--storage {self.url} can't be used: {first_line(error)}\nGive a storage URL of Optuna's, for instance {DEFAULT_URL}."
             ) from None

@@ -19,7 +19,7 @@ class Store:
         url: As for :class:`momo_cli.store.storage.Storage`.
 
     Raises:
-        UserError: The storage can't be opened.
+        UserError: Its folder isn't there.
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:

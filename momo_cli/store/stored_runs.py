@@ -71,12 +71,13 @@ class StoredRuns:
         """
         if self._started is not None and set(optimizers) <= set(self._started[0]):
             return
-        self._started = (optimizers, objective)
+        known = [] if self._started is None else self._started[0]
+        self._started = (list(dict.fromkeys([*known, *optimizers])), objective)
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, name="momo-store", daemon=True)
             self._thread.start()
         done: Future[None] = Future()
-        self._queue.put((lambda: self._writer.start(optimizers, objective), done))
+        self._queue.put((lambda: self._writer.start(*self._started), done))
         done.result()
 
     def add(self, run: Run) -> None:

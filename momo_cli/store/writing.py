@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import signal
-import threading
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from momo_cli import processes
 from momo_cli.errors import UserError
 from momo_cli.runs import Run
 from momo_cli.store.storage import Storage
 from momo_cli.store.studies import Studies
 from momo_cli.store.trials import trial_of
-
-_PATIENCE = 1.0  # seconds the process has to end when told to
 
 
 class Writer(Protocol):
@@ -62,12 +57,7 @@ class WriterProcess:
     """
 
     def __init__(self, url: str, name: str, key: dict[str, Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, url, name, key), name="momo-store", daemon=True)
-        with _interrupts_ignored():
-            self._process.start()
-        theirs.close()
+        self._process, self._connection = processes.start(_serve, url, name, key, daemon=True)
 
     def start(self, optimizers: list[str], objective: str) -> None:
         """As :meth:`Writer.start`."""
@@ -80,8 +70,7 @@ class WriterProcess:
     def close(self) -> None:
         """As :meth:`Writer.close`."""
         self._connection.close()
-        self._process.terminate()
-        self._process.join(_PATIENCE)
+        processes.end([self._process])
 
     def _call(self, method: str, *arguments: Any) -> None:
         self._connection.send((method, arguments))
@@ -106,16 +95,3 @@ def _serve(connection: Connection, url: str, name: str, key: dict[str, Any]) -> 
                 connection.send((str(error), error.code))
             except Exception as error:
                 connection.send((f"{type(error).__name__}: {error}", 1))
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal; one that is started in here ignores it, and ends when it is told to."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from momo_cli.errors import first_line
 from momo_cli.training.data import Generators, map_tensors, tensors
 from momo_cli.training.stack import CannotStack
 from momo_cli.training.step import Step
@@ -79,7 +80,7 @@ class CapturedStep:
         except CannotStack:
             raise
         except Exception as error:  # what can't be captured can still be trained
-            self.gave_up = str(error).strip().partition("\n")[0] or type(error).__name__
+            self.gave_up = first_line(error)
             return self.step(batches, factor)
         numbers = _numbers(self.step.stack.objective)
         plain = self.step(static, self._factor)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.func import functional_call, vmap
 
-from momo_cli.errors import UserError
+from momo_cli.errors import UserError, first_line
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import map_tensors, others, tensors
@@ -180,7 +180,7 @@ def check_stack(task: Task, batch: Any, settings: Settings) -> None:
     except (CannotStack, UserError):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise CannotStack(reason if len(reason) < 150 else reason[:147] + "…") from error
     finally:
         model.train()
@@ -197,7 +197,7 @@ def _compare(task: Task, batch: Any, settings: Settings) -> None:
     rows = stack.x.clone()
     fixed = {name: buffer.clone() for name, buffer in stack.fixed.items()}
     losses = stack.gradients([batch])
-    tolerance = 5e-2 if settings.amp != "off" else 1e-8 if rows.dtype == torch.float64 else 1e-3
+    bound = tolerance(settings, rows.dtype)
     for row in range(2):
         with torch.no_grad():
             stack.x.copy_(rows)
@@ -212,8 +212,15 @@ def _compare(task: Task, batch: Any, settings: Settings) -> None:
         pairs += [(after[name][row], buffer) for name, buffer in stack.objective.named_buffers()]
         for together, separate in pairs:
             difference = (together.double() - separate.double()).norm()
-            if not difference <= tolerance * separate.double().norm() + 1e-6 * tolerance:
+            if not difference <= bound * separate.double().norm() + 1e-6 * bound:
                 raise CannotStack("a trial step gave other values than the model alone")
+
+
+def tolerance(settings: Settings, dtype: torch.dtype) -> float:
+    """How far, relatively, a pass of a stack may be from the model's own: rounding, in the precision that is computed in."""
+    if settings.amp != "off":
+        return 5e-2
+    return 1e-8 if dtype == torch.float64 else 1e-3
 
 
 def _is_random(task: Task, batch: Any, settings: Settings) -> bool:

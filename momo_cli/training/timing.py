@@ -22,7 +22,7 @@ from momo_cli.training.together import train_together
 _STEPS = 6
 _GPU_STEPS = 24  # of which the first ones are for compiling kernels and capturing the step
 _LONG = 0.5  # seconds after which three steps are enough
-_PATIENCE = 3  # times the steps on one thread, after which several threads are given up
+_TOO_LONG = 3  # times the steps on one thread, after which several threads are given up
 
 
 class _Enough(BaseException):
@@ -69,9 +69,13 @@ class _Same:
 
 
 def separate_seconds(task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device) -> float:
-    """Time of one step of one run trained alone, the mean over the optimizers; 0.0 where the user's code raises."""
+    """Time of one step of one run trained alone, the mean over the optimizers; 0.0 where the user's code raises at once."""
     one_of_each = list({group_key(spec): spec for spec in specs}.values())[:4]
-    times = [_timed(lambda *a: train_run(a[0], a[1][0], *a[2:]), task, [spec], settings, device) for spec in one_of_each]
+
+    def alone(source: Any, specs: Sequence[RunSpec], *how: Any) -> None:
+        train_run(source, specs[0], *how)
+
+    times = [_timed(alone, task, [spec], settings, device) for spec in one_of_each]
     known = [t for t in times if t is not None]
     return sum(known) / len(known) if known else 0.0
 
@@ -84,7 +88,12 @@ def stack_seconds(
     Raises:
         CannotStack: As :func:`momo_cli.training.together.train_together`.
     """
-    return _timed(lambda *a: list(train_together(*a)), task, specs, settings, device, limit)
+
+    def together(*what: Any) -> None:
+        for _ in train_together(*what):
+            pass
+
+    return _timed(together, task, specs, settings, device, limit)
 
 
 def gradient_seconds(task: Task, settings: Settings, device: torch.device, limit: float | None = None) -> float:
@@ -124,7 +133,7 @@ def on_threads(threads: int, seconds: Callable[[float], float | None], on_one: f
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return seconds(_PATIENCE * _STEPS * on_one)
+        return seconds(_TOO_LONG * _STEPS * on_one)
     finally:
         torch.set_num_threads(before)
 
@@ -137,7 +146,7 @@ def _timed(
     device: torch.device,
     limit: float | None = None,
 ) -> float | None:
-    """Time of a step of ``train``; None where the user's code raises or it takes longer than ``limit`` seconds."""
+    """Time of a step of ``train``; None where it takes longer than ``limit`` seconds, or asks for less than two batches."""
     steps = _STEPS if device.type == "cpu" else _GPU_STEPS
     short = dataclasses.replace(settings, steps=steps, epochs=None, objective=None, maximize=False)
     specs = [dataclasses.replace(spec, lr=1e-9, seed=0) for spec in specs]  # so small that no run leaves

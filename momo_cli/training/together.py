@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from momo_cli.errors import UserError
+from momo_cli.errors import UserError, first_line
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
@@ -22,7 +22,7 @@ from momo_cli.training.data import Generators, batch_size, endless, generators_r
 from momo_cli.training.evaluation import Evaluation, evaluate, initial_values, objective_name, precision, scalar_loss
 from momo_cli.training.history import History, reading_interval
 from momo_cli.training.single import Watch, finished
-from momo_cli.training.stack import CannotStack, Stack
+from momo_cli.training.stack import CannotStack, Stack, tolerance
 from momo_cli.training.stacked_optimizers import group_key, stacked_optimizer
 from momo_cli.training.step import ADAPTIVE_TERM, CAP, CAPPED, LOSS, STEP_SIZE, Group, Step
 from momo_cli.training.steps_taken import StepSizes
@@ -69,7 +69,7 @@ def _check_seeds(stack: Stack, rows: Sequence[_Row], seeds: Sequence[_Seed], set
     Raises:
         CannotStack: It isn't.
     """
-    tolerance = 5e-2 if settings.amp != "off" else 1e-3
+    bound = tolerance(settings, stack.x.dtype)
     with contextlib.ExitStack() as kept, torch.no_grad():
         for seed in seeds:
             kept.enter_context(generators_restored(seed.task.train))
@@ -81,7 +81,7 @@ def _check_seeds(stack: Stack, rows: Sequence[_Row], seeds: Sequence[_Seed], set
             seed.task.model.eval()
             with precision(settings, seed.device):
                 alone = scalar_loss(seed.task, seed.task.model, batch)
-            if not bool((together[row] - alone).abs() <= tolerance * alone.abs() + 1e-6):
+            if not bool((together[row] - alone).abs() <= bound * alone.abs() + 1e-6):
                 raise CannotStack("its seeds differ in more than their batches and first parameters")
 
 
@@ -133,7 +133,7 @@ def train_together(
         raise
     except Exception as error:
         # Alone, each run meets the same error or none; then it is reported as its own.
-        raise CannotStack(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from error
+        raise CannotStack(first_line(error)) from error
 
 
 def _train(

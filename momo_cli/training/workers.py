@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from momo_cli import processes
 from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
@@ -46,12 +45,7 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in self._workers:
-            worker.process.terminate()
-        for worker in self._workers:
-            worker.process.join(_PATIENCE)
-            if worker.process.is_alive():
-                worker.process.kill()
+        processes.end([worker.process for worker in self._workers])
 
     def train(
         self, units: Sequence[Sequence[RunSpec]], together: int, watch: Watch, say: Callable[[str], None]
@@ -102,14 +96,9 @@ class Workers:
             self._give(waiting)
 
     def _start(self, device: str) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
         # Not a daemon: the user's DataLoader may have workers of its own. It ends with its parent all the same, when the
         # pipe that it listens to is closed.
-        process = context.Process(target=_work, args=(theirs, *self._arguments, device))
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
+        return _Worker(*processes.start(_work, *self._arguments, device))
 
     def _give(self, waiting: deque[tuple[list[RunSpec], int]]) -> None:
         for worker in self._workers:
@@ -133,8 +122,6 @@ def _after_death(
 
 
 def _work(connection: Connection, source: TaskSource, settings: Settings, device: str) -> None:
-    # Ctrl-C reaches the whole group; the parent alone decides, and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     from momo_cli.training import cpu

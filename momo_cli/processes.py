@@ -1,0 +1,50 @@
+"""Processes beside the command: how one is started, talked to and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+_PATIENCE = 1.0  # seconds a process has to end when told to
+
+
+def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) -> tuple[Any, Connection]:
+    """A new process that runs ``target(connection, *arguments)``, and our end of the connection.
+
+    Ctrl-C reaches every process of the terminal; this one ignores it from its first moment and ends when it is told to.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *arguments), daemon=daemon)
+    with _interrupts_ignored():
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+def end(processes: Sequence[Any]) -> None:
+    """End them, however long what they are at would take."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_PATIENCE)
+        if process.is_alive():
+            process.kill()
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process that is started in here inherits that Ctrl-C is ignored; only the main thread can set that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
