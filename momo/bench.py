@@ -99,7 +99,10 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
         optimizer = getattr(sys.modules["momo"], name)(params, lr=1e-6)
         found[name] = name, lambda o=optimizer: o.step(loss=loss)
         if device == "cpu" and native.library() is not None:
-            found[f"{name} (torch passes)"] = name, without_compiled_passes(getattr(sys.modules["momo"], name), params, loss)
+            found[f"{name} (torch passes)"] = (
+                name,
+                without_compiled_passes(getattr(sys.modules["momo"], name), params, loss),
+            )
         if reference is not None:
             optimizer = getattr(reference, name)(params, lr=1e-6)
             found[f"{name} (reference)"] = name, lambda o=optimizer: o.step(loss=loss)
@@ -136,7 +139,9 @@ def times(steps: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict
     return {name: statistics.median(values[3:]) for name, values in taken.items()}
 
 
-def compare(shapes: dict[str, Callable[[], list[tuple[int, ...]]]], device: str, rounds: int | None, reference: Any) -> None:
+def compare(
+    shapes: dict[str, Callable[[], list[tuple[int, ...]]]], device: str, rounds: int | None, reference: Any
+) -> None:
     """Print the table."""
     ratios: dict[str, list[float]] = {}
     for label, make in shapes.items():
@@ -155,7 +160,9 @@ def compare(shapes: dict[str, Callable[[], list[tuple[int, ...]]]], device: str,
             line = f"  {name:24s} {measured[name] * 1e3:9.3f} ms  {ratio:6.2f} x"
             if name.removesuffix(" (torch passes)") in STREAMS:
                 mine, other = STREAMS[family]
-                line += f"   floor {mine / other:.2f} x; {mine * size / measured[name] / 1e9:.1f} GB/s of the floor's bytes"
+                line += (
+                    f"   floor {mine / other:.2f} x; {mine * size / measured[name] / 1e9:.1f} GB/s of the floor's bytes"
+                )
             print(line)
     print("\ngeometric mean over the shapes")
     for name, values in ratios.items():

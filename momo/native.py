@@ -29,7 +29,9 @@ DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _SOURCE = Path(__file__).with_name("native.c")
 # No -ffast-math: NaN has to stay NaN. The sums may be reordered because the source says so (OpenMP's simd, which needs no
 # library); without contraction the elements are the same on processors with and without fused multiplication.
-_FLAGS = "-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp-simd -fPIC -shared -pthread".split()
+_FLAGS = (
+    ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd", "-fPIC", "-shared", "-pthread"]
+)
 _PATIENCE = 30  # seconds
 _lock = threading.Lock()
 _found: tuple[Library | None, str] | None = None
@@ -118,7 +120,8 @@ def _load() -> Library:
 
 def _compiled(compiler: list[str], choices: list[list[str]], identity: list[str], folder: Path) -> Library:
     paths = [
-        folder / f"native-{hashlib.sha256(chr(0).join([*identity, *flags]).encode()).hexdigest()[:32]}.so" for flags in choices
+        folder / f"native-{hashlib.sha256(chr(0).join([*identity, *flags]).encode()).hexdigest()[:32]}.so"
+        for flags in choices
     ]
     for path, flags in zip(paths, choices):
         if _is_own_file(path):
@@ -182,7 +185,17 @@ def _identity(compiler: list[str]) -> list[str]:
 
 def _processor() -> str:
     """The processor's model and abilities; empty where they aren't known."""
-    wanted = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features", "isa")
+    wanted = (
+        "vendor_id",
+        "cpu family",
+        "model",
+        "model name",
+        "flags",
+        "CPU implementer",
+        "CPU part",
+        "Features",
+        "isa",
+    )
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:

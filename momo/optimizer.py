@@ -36,7 +36,9 @@ class TruncatedModelOptimizer(Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._reset()
-        self._started: bool | None = False  # whether any step has been taken; None if that has to be read from the state
+        self._started: bool | None = (
+            False  # whether any step has been taken; None if that has to be read from the state
+        )
         super().__init__(params, defaults)
 
     def _reset(self) -> None:
@@ -119,7 +121,9 @@ class TruncatedModelOptimizer(Optimizer):
         if not self._recorded:
             why = ""
             if self._dropped:
-                why = " A loss was recorded, but zero_grad() dropped it with the gradients: record it after zero_grad()."
+                why = (
+                    " A loss was recorded, but zero_grad() dropped it with the gradients: record it after zero_grad()."
+                )
             raise RuntimeError(f"{name}.step() needs the loss, and none was given. {_HOW}{why}")
         value = self._recorded[0]
         for other in self._recorded[1:]:
@@ -257,7 +261,9 @@ class TruncatedModelOptimizer(Optimizer):
         if not isinstance(lb, (int, float)) or math.isnan(lb) or lb == math.inf:
             raise ValueError(f"lb must be a number below the loss, and is {lb!r}.")
         if group.get("maximize"):
-            raise ValueError("maximize isn't supported: the step size needs a lower bound of the loss. Negate the loss.")
+            raise ValueError(
+                "maximize isn't supported: the step size needs a lower bound of the loss. Negate the loss."
+            )
 
     def _check_shared_options(self) -> None:
         first = self.param_groups[0]
@@ -393,7 +399,9 @@ class TruncatedModelOptimizer(Optimizer):
         def keep(_: Optimizer, given: dict[str, Any]) -> None:
             loaded.update(given)
             if "betas" not in self.defaults and any("betas" in group for group in given["param_groups"]):
-                raise ValueError(f"this isn't the state of a {type(self).__name__}: it has betas, as Adam's methods do.")
+                raise ValueError(
+                    f"this isn't the state of a {type(self).__name__}: it has betas, as Adam's methods do."
+                )
             for state in given["state"].values():
                 missing = [n for n in ("step", "gamma", *self.direction.buffers) if n not in state]
                 if missing:

@@ -175,7 +175,9 @@ class Whole:
         if known != self._known:
             if any(t.shape != self.param.shape for t in tensors):
                 shapes = " and ".join(str(tuple(t.shape)) for t in tensors[:2])
-                raise RuntimeError(f"a parameter's shape isn't the one of its state: {shapes}. Make a new optimizer for it.")
+                raise RuntimeError(
+                    f"a parameter's shape isn't the one of its state: {shapes}. Make a new optimizer for it."
+                )
             self.contiguous = all(t.is_contiguous() for t in tensors)
             self._slices = self._cut(tensors) if self.contiguous else []
             self._known = known
@@ -266,9 +268,11 @@ class Listed:
         """First pass, as for gathered tensors."""
         g = [grads[i] for i in self.indices]
         kept = [self.params, *([s[name] for s in self.states] for name in self.block.buffer_names)]
-        if not self._regular or not self._are_regular(self.params) or self._tables != [
-            self._pack(*map(Tensor.data_ptr, tensors)) for tensors in kept
-        ]:
+        if (
+            not self._regular
+            or not self._are_regular(self.params)
+            or self._tables != [self._pack(*map(Tensor.data_ptr, tensors)) for tensors in kept]
+        ):
             self._look(kept)
         odd, sizes = self._unlisted, self._size_table
         if self._regular and self._are_regular(g):
@@ -447,7 +451,7 @@ def _alike(t: Tensor, p: Tensor) -> bool:
         and t.is_cpu
         and t.dtype is p.dtype
         and t.shape == p.shape
-        and (t.stride() == p.stride() or t.is_contiguous() and p.is_contiguous())
+        and (t.stride() == p.stride() or (t.is_contiguous() and p.is_contiguous()))
         and not t.is_neg()
         and t.data_ptr() != 0
     )

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-RIVAL = '''
+RIVAL = """
 import sys
 import optuna
 import torch
@@ -58,7 +58,7 @@ space = {"optimizer": ["momo", "sgd-m"], "lr": lrs, "seed": list(range(seeds))}
 study = optuna.create_study(storage="sqlite:///rival.db", sampler=optuna.samplers.GridSampler(space))
 study.optimize(objective, n_trials=2 * len(lrs) * seeds)
 print(study.best_value)
-'''
+"""
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, float]:
@@ -130,7 +130,14 @@ def main() -> None:
     sweep = [sys.executable, "-m", "momo_cli", "sweep", given.task, "--lrs", given.lrs, "--seeds", str(given.seeds),
              "--steps", str(given.steps), "--device", given.device]  # fmt: skip
     ways = {
-        "(a) Optuna script": [sys.executable, "rival.py", given.task, str(given.steps), ",".join(map(str, lrs)), str(given.seeds)],
+        "(a) Optuna script": [
+            sys.executable,
+            "rival.py",
+            given.task,
+            str(given.steps),
+            ",".join(map(str, lrs)),
+            str(given.seeds),
+        ],
         "(b) momo, separately": [*sweep, "--together", "off", "--jobs", "1"],
         "(c) momo, together": [*sweep, "--jobs", "1"],
         "(d) momo, in processes": [*sweep, "--jobs", str(processes(given.device))],

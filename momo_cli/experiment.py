@@ -73,7 +73,9 @@ class Experiment:
     def key(self) -> dict[str, Any]:
         """Everything that changes a result."""
         source = self.source
-        return study_key(source.name, source.fingerprint(), dict(source.arguments), self.settings.key(), search=self.search)
+        return study_key(
+            source.name, source.fingerprint(), dict(source.arguments), self.settings.key(), search=self.search
+        )
 
     def collect(self, specs: list[RunSpec], display: Display) -> Collected:
         """Every run of ``specs``: reused where it is stored, else trained and stored.
@@ -116,7 +118,9 @@ class Experiment:
             before = info.key
             if before != now and {**before, "source": None} == {**now, "source": None}:
                 runs = f"{info.runs} stored run" + "s" * (info.runs != 1)
-                return [f"{self.source.file.name} has changed since its {runs} ({info.name}), or a file that it imports has: starting afresh."]
+                return [
+                    f"{self.source.file.name} has changed since its {runs} ({info.name}), or a file that it imports has: starting afresh."
+                ]
         return []
 
 
@@ -143,7 +147,9 @@ class Session:
         self.stored.say = display.said
         self.objective = self.stored.objective
         self.reused = 0
-        self.found = {} if experiment.fresh else {run_key(run): run for run in self.stored.runs() if run.status != "failed"}
+        self.found = (
+            {} if experiment.fresh else {run_key(run): run for run in self.stored.runs() if run.status != "failed"}
+        )
         for line in experiment._changed_source(self.stored, bool(self.found)):
             display.said(line)
         self._watch = watch
@@ -183,7 +189,9 @@ class Session:
 
         resources = experiment._resources()
         self.objective, task = experiment._check(specs, resources.devices[0])
-        executor = Executor(experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch)
+        executor = Executor(
+            experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch
+        )
         return self._open.enter_context(executor)
 
     def _advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> bool:

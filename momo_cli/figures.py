@@ -330,9 +330,7 @@ def _with_interval(point: float, samples: np.ndarray | None) -> dict[str, float 
     return {"value": plain(point), "low": plain(low), "high": plain(high)}
 
 
-def analyze(
-    runs: Sequence[Run], *, maximize: bool = False, resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+def analyze(runs: Sequence[Run], *, maximize: bool = False, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """All figures of a table of runs: ``initial``, ``optimizers`` and ``comparisons`` of the JSON document.
 
     ``ℓ(η)`` is the mean over seeds of ``min(objective, ℓ0)``, with the ℓ0 of the run's own seed. A diverged run
@@ -380,13 +378,16 @@ def analyze(
             samples = None if own is None else sensitivity(table.lrs, own, resampled_best)
             entry["regret"] = _with_interval(regret.item(), samples)
             empty = {"low": None, "high": None, "decades": None, "open_low": None, "open_high": None}
-            entry["good_range"] = empty if not table.trained else {
-                key: end if isinstance(end, bool) else plain(end)
-                for key, end in good_range(table.lrs, table.values, initial).items()
-            }
+            entry["good_range"] = (
+                empty
+                if not table.trained
+                else {
+                    key: end if isinstance(end, bool) else plain(end)
+                    for key, end in good_range(table.lrs, table.values, initial).items()
+                }
+            )
             entry["expected_best"] = {
-                str(k): plain(sign * expected_best(table.values, k).item()) if len(table.lrs) else None
-                for k in GUESSES
+                str(k): plain(sign * expected_best(table.values, k).item()) if len(table.lrs) else None for k in GUESSES
             }
             entry.update(_tally([run for run in runs if run.optimizer == name]))
             optimizers.append(entry)

@@ -13,7 +13,9 @@ from momo_cli.report.formats import count, names
 from momo_cli.runs import Run
 
 #: Words that stand for "no value" in a table.
-NO_VALUE = frozenset({"", "none", "null", "nan", "na", "n/a", "-", "inf", "+inf", "-inf", "infinity", "-infinity", "+infinity"})
+NO_VALUE = frozenset(
+    {"", "none", "null", "nan", "na", "n/a", "-", "inf", "+inf", "-inf", "infinity", "-infinity", "+infinity"}
+)
 
 #: A table with these columns is one of ours: its ``status`` and the other fields are read too.
 OUR_COLUMNS = frozenset({"optimizer", "lr", "seed", "status", "objective", "initial"})
@@ -57,7 +59,9 @@ def read_csv(
                     f"{flag} {column}: {path} has no such column.{did_you_mean(column, header)}\nIts columns: {', '.join(header)}."
                 )
     if not optimizer_cols:
-        raise UserError(f"Which column names the optimizer? Give --optimizer-col.\nColumns of {path}: {', '.join(header)}.")
+        raise UserError(
+            f"Which column names the optimizer? Give --optimizer-col.\nColumns of {path}: {', '.join(header)}."
+        )
     for column, value in (where or {}).items():
         kept = [row for row in rows if _same(row[1][column], value)]
         if not kept:
@@ -67,7 +71,7 @@ def read_csv(
         rows = kept
 
     notes: list[str] = []
-    ours = OUR_COLUMNS <= set(header)
+    ours = set(header) >= OUR_COLUMNS
     if ours and seed_col is None:
         seed_col = "seed"
     skipped = 0
@@ -92,7 +96,9 @@ def read_csv(
     parts = {key: _runs_of(members, epoch_col is not None) for key, members in found_runs.items()}
     repeated = {key: runs for key, runs in parts.items() if len(runs) > 1}
     if repeated:
-        notes += _about_repeats(repeated, header, rows, {lr_col, value_col, seed_col, epoch_col, *optimizer_cols}, seed_col, epoch_col)
+        notes += _about_repeats(
+            repeated, header, rows, {lr_col, value_col, seed_col, epoch_col, *optimizer_cols}, seed_col, epoch_col
+        )
 
     numbers, renamed = _seed_numbers([seed for _, _, seed in parts] if seed_col is not None else [])
     if renamed:
@@ -147,7 +153,9 @@ def _rows(path: str | Path) -> tuple[list[str], list[tuple[int, Row]]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table in UTF-8 ({error}).", code=1) from None
     if not rows:
-        raise UserError(f"{path}: no rows. The first line must name the columns, and each further line is one row.", code=1)
+        raise UserError(
+            f"{path}: no rows. The first line must name the columns, and each further line is one row.", code=1
+        )
     twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
     if twice:
         raise UserError(f"{path}: the column {twice[0]!r} stands there twice.", code=1)
@@ -231,7 +239,11 @@ def _about_repeats(
     same = "optimizer, learning rate and seed" if seed_col else "optimizer and learning rate"
     notes = [f"Runs of the same {same} (up to {most}) count as seeds, in file order."]
     if epoch_col is None:
-        guess = [name for name in header if name.lower() in ("epoch", "epochs", "step", "_step", "iteration") and name not in used]
+        guess = [
+            name
+            for name in header
+            if name.lower() in ("epoch", "epochs", "step", "_step", "iteration") and name not in used
+        ]
         if guess:
             notes.append(f"If they are the epochs of one run, name the column: --epoch-col {guess[0]}.")
     telling = []
@@ -240,7 +252,11 @@ def _about_repeats(
             continue
         constant = all(len({row[column] for _, row, _ in run}) == 1 for runs in repeated.values() for run in runs)
         differs = any(len({run[0][1][column] for run in runs}) > 1 for runs in repeated.values())
-        if constant and differs and not (epoch_col is None and column.lower() in ("epoch", "epochs", "step", "_step", "iteration")):
+        if (
+            constant
+            and differs
+            and not (epoch_col is None and column.lower() in ("epoch", "epochs", "step", "_step", "iteration"))
+        ):
             telling.append(column)
     if telling:
         notes.append(
@@ -282,5 +298,3 @@ def _restore(run: Run, row: Row, path: str | Path, line: int, value_col: str, in
         for prefix, target in ((METRIC, run.metrics), (PARAMETER, run.params)):
             if column.startswith(prefix) and (value := _number(text, path, line, column)) is not None:
                 target[column.removeprefix(prefix)] = value
-
-

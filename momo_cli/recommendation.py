@@ -103,11 +103,15 @@ def next_command(command: str, entries: Sequence[dict[str, Any]], decades: float
 # ------------------------------------------------------------------------------------------------------- the reasons
 
 
-def _because(report: Report, chosen: dict, lr: float, expected: float, best: dict, near: list, known: list, prefer: str) -> list[str]:
+def _because(
+    report: Report, chosen: dict, lr: float, expected: float, best: dict, near: list, known: list, prefer: str
+) -> list[str]:
     name, show = chosen["optimizer"], formats.number
     lines = []
     if prefer == "best":
-        lines.append(f"{name} reaches the best final value of all, {show(expected, 4)}, at a learning rate of {show(lr)}.")
+        lines.append(
+            f"{name} reaches the best final value of all, {show(expected, 4)}, at a learning rate of {show(lr)}."
+        )
     elif len(known) == 1:
         lines.append(f"{name} is the only optimizer with finite results.")
     else:
@@ -122,11 +126,15 @@ def _because(report: Report, chosen: dict, lr: float, expected: float, best: dic
                 if others
                 else f"Only {name} comes within 5 % of the best of all; its regret is the least that counts"
             )
-            lines.append(f"{lead}: over its learning rates it ends {show(regret['value'])} from the best value on average{spread}.")
+            lines.append(
+                f"{lead}: over its learning rates it ends {show(regret['value'])} from the best value on average{spread}."
+            )
         else:
             lines.append(f"{name} has the best final value of those that can be compared ({show(chosen['best'], 4)}).")
         if far:
-            lines.append(f"The best of {formats.names(far, 'or')} is too far from {best['optimizer']}'s {show(best['best'], 4)}.")
+            lines.append(
+                f"The best of {formats.names(far, 'or')} is too far from {best['optimizer']}'s {show(best['best'], 4)}."
+            )
     width = chosen["good_range"]
     if prefer != "best" and width["decades"] is not None:
         ends = f"{show(width['low'], 2)} to {show(width['high'], 2)}"

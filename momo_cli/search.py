@@ -44,7 +44,10 @@ def _samplers(several: bool, seed: int) -> dict[str, Callable[[], Any]]:
 def _grid(space: dict[str, tuple[float, float]], trials: int) -> list[dict[str, float]]:
     """At least ``trials`` points, equally many values of each argument."""
     levels = math.ceil(trials ** (1 / len(space)) - 1e-9)
-    return [dict(zip(space, values)) for values in itertools.product(*(log_spaced(*ends, levels) for ends in space.values()))]
+    return [
+        dict(zip(space, values))
+        for values in itertools.product(*(log_spaced(*ends, levels) for ends in space.values()))
+    ]
 
 
 def _pruners() -> dict[str, Callable[[], Any]]:
@@ -89,7 +92,9 @@ class Search:
         """
         for flag, word, known in (("--sampler", sampler, SAMPLERS), ("--pruner", pruner, PRUNERS)):
             if word not in known:
-                raise UserError(f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\nWrite {', '.join(known)}.")
+                raise UserError(
+                    f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\nWrite {', '.join(known)}."
+                )
         ranges = {}
         for text in tune:
             name, equals, values = text.partition("=")
@@ -119,7 +124,9 @@ class Found:
     lines: list[str]
 
 
-def search(experiment: Experiment, optimizers: list[OptimizerSpec], asked: Search, seeds: int, display: Display) -> Found:
+def search(
+    experiment: Experiment, optimizers: list[OptimizerSpec], asked: Search, seeds: int, display: Display
+) -> Found:
     """Run the trials of every optimizer that aren't stored, batch by batch.
 
     Raises:
@@ -132,7 +139,13 @@ def search(experiment: Experiment, optimizers: list[OptimizerSpec], asked: Searc
     watcher = _Watcher()
     runs: list[Run] = []
     lines: list[str] = []
-    how = {"sampler": asked.sampler, "pruner": asked.pruner, "lr_range": asked.lr_range, "tune": asked.tune, "seeds": seeds}
+    how = {
+        "sampler": asked.sampler,
+        "pruner": asked.pruner,
+        "lr_range": asked.lr_range,
+        "tune": asked.tune,
+        "seeds": seeds,
+    }
     with Session(dataclasses.replace(experiment, search=how), display, watcher, asked.batch * seeds) as session:
         for optimizer in optimizers:
             one = _OptimizerSearch(optimizer, asked, seeds, experiment.settings.maximize)
@@ -211,8 +224,16 @@ class _OptimizerSearch:
         trials: dict[tuple[Any, ...], list[Run]] = {}
         for run in session.found.values():
             params = {"lr": run.lr, **run.params}
-            inside = all(name in self.space and self.space[name].low <= value <= self.space[name].high for name, value in params.items())
-            if run.optimizer == self.optimizer.label and run.seed < self.seeds and inside and len(params) in (1, len(self.space)):
+            inside = all(
+                name in self.space and self.space[name].low <= value <= self.space[name].high
+                for name, value in params.items()
+            )
+            if (
+                run.optimizer == self.optimizer.label
+                and run.seed < self.seeds
+                and inside
+                and len(params) in (1, len(self.space))
+            ):
                 trials.setdefault(tuple(sorted(params.items())), []).append(run)
         whole = [(dict(key), runs) for key, runs in trials.items() if len(runs) == self.seeds][: self.asked.trials]
         session.reused += sum(len(runs) for _, runs in whole)
@@ -226,7 +247,9 @@ class _OptimizerSearch:
         count = max(2, self.asked.trials // _LR_ALONE)
         return [{"lr": lr} for lr in log_spaced(low, high, count + 2)[1:-1]]
 
-    def _train(self, study: Any, session: Session, watcher: _Watcher, batch: list[tuple[dict[str, float], Any]]) -> None:
+    def _train(
+        self, study: Any, session: Session, watcher: _Watcher, batch: list[tuple[dict[str, float], Any]]
+    ) -> None:
         specs = []
         for params, trial in batch:
             extra = tuple((name, value) for name, value in params.items() if name != "lr")
@@ -258,18 +281,26 @@ class _OptimizerSearch:
         """ℓ of a trial, as the figures take it: a diverged run counts as its ℓ0."""
         from momo_cli import figures
 
-        return figures.analyze(runs, maximize=self.maximize, resamples=0)["optimizers"][0]["values"][0] if runs else None
+        return (
+            figures.analyze(runs, maximize=self.maximize, resamples=0)["optimizers"][0]["values"][0] if runs else None
+        )
 
     def sentences(self, objective: str) -> list[str]:
         """The best trial, what mattered, and what the LR alone gave."""
-        scored = [(params, self._value(runs)) for params, runs in self.results if not any(r.status in ("pruned", "failed") for r in runs)]
+        scored = [
+            (params, self._value(runs))
+            for params, runs in self.results
+            if not any(r.status in ("pruned", "failed") for r in runs)
+        ]
         known = [(params, value) for params, value in scored if value is not None]
         if not known:
             return [f"{self.optimizer.label}: no trial came to an end."]
         pick = max if self.maximize else min
         params, value = pick(known, key=lambda pair: pair[1])
         shown = ", ".join(f"{name} {number:.4g}" for name, number in params.items())
-        lines = [f"{self.optimizer.label}: the best of {len(self.results)} trials has {objective} {value:.4g}, at {shown}."]
+        lines = [
+            f"{self.optimizer.label}: the best of {len(self.results)} trials has {objective} {value:.4g}, at {shown}."
+        ]
         if len(self.space) > 1:
             lines += self._importance()
             alone = [pair for pair in known if len(pair[0]) == 1]

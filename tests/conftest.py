@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from support import ROOT, TASK
 
 from momo_cli.__main__ import run
-from support import ROOT, TASK
 
 # Two threads that wait for each other at every small operation are many times slower than one on a busy machine.
 torch.set_num_threads(1)
@@ -53,7 +53,11 @@ def momo_process(folder):
         env = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
         return subprocess.Popen(
             [sys.executable, *interpreter, *map(str, arguments)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            **options,
         )
 
     return start

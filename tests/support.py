@@ -8,7 +8,7 @@ import optuna
 
 ROOT = Path(__file__).resolve().parent.parent
 
-TASK = '''
+TASK = """
 import torch
 
 def build(seed, width=8, samples=96):
@@ -19,7 +19,7 @@ def build(seed, width=8, samples=96):
     train = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16, shuffle=True)
     loss = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
     return model, loss, train
-'''
+"""
 
 
 def wait_for_trials(count: int, seconds: float = 90) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ SEEDS = 3
 def compare(
     training_options: TrainingOptions,
     output_options: OutputOptions,
-    task: Annotated[Optional[list[str]], task_argument("Without one: what is stored for the latest task.")] = None,
+    task: Annotated[list[str] | None, task_argument("Without one: what is stored for the latest task.")] = None,
 ) -> None:
     """Compare optimizers over their learning rates: sensitivity, regret, good range, what blind guesses would give.
 
@@ -34,7 +34,9 @@ def compare(
 
     out.check(output_options)
     if not task:
-        out.show(stored_report(training_options.open_store(), training_options.study), output_options, terminal.print_compare)
+        out.show(
+            stored_report(training_options.open_store(), training_options.study), output_options, terminal.print_compare
+        )
         return
     out.one_document(output_options, len(task))
     for name in task:

@@ -10,7 +10,7 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -40,11 +40,16 @@ def task_argument(more: str = "") -> Any:
 
 TaskArgument = Annotated[str, task_argument()]
 StorageOption = Annotated[
-    str, typer.Option(envvar="MOMO_STORAGE", metavar="URL", help="Optuna storage that keeps the runs.", rich_help_panel=_STORE)
+    str,
+    typer.Option(
+        envvar="MOMO_STORAGE", metavar="URL", help="Optuna storage that keeps the runs.", rich_help_panel=_STORE
+    ),
 ]
 StudyOption = Annotated[
-    Optional[str],
-    typer.Option(metavar="NAME", help="Name of the study; by default one for each task and settings.", rich_help_panel=_STORE),
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Name of the study; by default one for each task and settings.", rich_help_panel=_STORE
+    ),
 ]
 
 
@@ -53,58 +58,105 @@ class TrainingOptions:
     """How runs are trained."""
 
     optimizer: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
-            "-o", "--optimizer", metavar="SPEC", rich_help_panel=_RUNS, autocompletion=_starting(KNOWN),
-            help="Optimizer, repeatable or comma-separated: " + ", ".join(KNOWN)
+            "-o",
+            "--optimizer",
+            metavar="SPEC",
+            rich_help_panel=_RUNS,
+            autocompletion=_starting(KNOWN),
+            help="Optimizer, repeatable or comma-separated: "
+            + ", ".join(KNOWN)
             + ", any class of torch.optim in lower case, or package.module:Class; arguments in brackets: 'adamw(weight_decay=0.1)'.",
         ),
     ] = None
     lrs: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
-            metavar="LRS", rich_help_panel=_RUNS,
+            metavar="LRS",
+            rich_help_panel=_RUNS,
             help="Learning rates: 0.01,0.1,1 or 1e-4:1e1:11 (log-spaced), for one optimizer momo=0.1,1,10 (repeatable). "
             "Default: 9 values, two per decade, centred on each optimizer's own default.",
         ),
     ] = None
     seeds: Annotated[
-        Optional[int], typer.Option(metavar="N", min=1, help="Seeds 0 … N-1 for every run.", rich_help_panel=_RUNS, show_default=False)
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Seeds 0 … N-1 for every run.", rich_help_panel=_RUNS, show_default=False
+        ),
     ] = None
     set_: Annotated[
-        Optional[list[str]],
-        typer.Option("--set", metavar="KEY=VALUE", help="Keyword argument of the task's function, repeatable.", rich_help_panel=_RUNS),
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Keyword argument of the task's function, repeatable.",
+            rich_help_panel=_RUNS,
+        ),
     ] = None
     steps: Annotated[
-        Optional[int], typer.Option(metavar="N", help="Training steps of a run. Default: the task's, else one epoch.", rich_help_panel=_TRAINING)
+        int | None,
+        typer.Option(
+            metavar="N", help="Training steps of a run. Default: the task's, else one epoch.", rich_help_panel=_TRAINING
+        ),
     ] = None
     epochs: Annotated[
-        Optional[float], typer.Option(metavar="N", help="Passes over the training data instead of --steps.", rich_help_panel=_TRAINING)
+        float | None,
+        typer.Option(metavar="N", help="Passes over the training data instead of --steps.", rich_help_panel=_TRAINING),
     ] = None
     schedule: Annotated[
-        str, typer.Option(metavar="|".join(SCHEDULES), help="Learning rate schedule.", rich_help_panel=_TRAINING, autocompletion=_starting(SCHEDULES))
+        str,
+        typer.Option(
+            metavar="|".join(SCHEDULES),
+            help="Learning rate schedule.",
+            rich_help_panel=_TRAINING,
+            autocompletion=_starting(SCHEDULES),
+        ),
     ] = "constant"
     warmup: Annotated[
-        float, typer.Option(metavar="FRACTION", help="Share of the steps with a rising learning rate.", rich_help_panel=_TRAINING)
+        float,
+        typer.Option(
+            metavar="FRACTION", help="Share of the steps with a rising learning rate.", rich_help_panel=_TRAINING
+        ),
     ] = 0.0
     amp: Annotated[
-        str, typer.Option(metavar="|".join(AMP), help="Mixed precision.", rich_help_panel=_TRAINING, autocompletion=_starting(AMP))
+        str,
+        typer.Option(
+            metavar="|".join(AMP), help="Mixed precision.", rich_help_panel=_TRAINING, autocompletion=_starting(AMP)
+        ),
     ] = "off"
-    clip: Annotated[Optional[float], typer.Option(metavar="NORM", help="Clip the gradient's norm.", rich_help_panel=_TRAINING)] = None
-    objective: Annotated[
-        Optional[str],
-        typer.Option(metavar="NAME", help="train_loss, val_loss or a metric. Default: val_loss where there is val.", rich_help_panel=_TRAINING),
+    clip: Annotated[
+        float | None, typer.Option(metavar="NORM", help="Clip the gradient's norm.", rich_help_panel=_TRAINING)
     ] = None
-    maximize: Annotated[bool, typer.Option("--maximize", help="Larger values of the objective are better.", rich_help_panel=_TRAINING)] = False
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="train_loss, val_loss or a metric. Default: val_loss where there is val.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    maximize: Annotated[
+        bool, typer.Option("--maximize", help="Larger values of the objective are better.", rich_help_panel=_TRAINING)
+    ] = False
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:0,cuda:1 or mps.", rich_help_panel=_TRAINING)
     ] = "auto"
     together: Annotated[
-        str, typer.Option(metavar="auto|off|N", help="Runs trained at once in one process; auto measures.", rich_help_panel=_TRAINING)
+        str,
+        typer.Option(
+            metavar="auto|off|N", help="Runs trained at once in one process; auto measures.", rich_help_panel=_TRAINING
+        ),
     ] = "auto"
     jobs: Annotated[
-        Optional[int],
-        typer.Option(metavar="N", min=1, help="Processes. Default: what the machine can feed.", rich_help_panel=_TRAINING, show_default=False),
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes. Default: what the machine can feed.",
+            rich_help_panel=_TRAINING,
+            show_default=False,
+        ),
     ] = None
     storage: StorageOption = DEFAULT_URL
     study: StudyOption = None
@@ -112,7 +164,9 @@ class TrainingOptions:
 
     def settings(self) -> Settings:
         """What changes a run's result."""
-        return Settings(self.steps, self.epochs, self.schedule, self.warmup, self.amp, self.clip, self.objective, self.maximize)
+        return Settings(
+            self.steps, self.epochs, self.schedule, self.warmup, self.amp, self.clip, self.objective, self.maximize
+        )
 
     def arguments(self) -> dict[str, Any]:
         """``--set``, as Python literals where they are ones, else as strings."""
@@ -137,21 +191,47 @@ class SearchOptions:
     """An Optuna study instead of a grid."""
 
     trials: Annotated[
-        Optional[int],
-        typer.Option(metavar="N", min=1, help="Trials of an Optuna study for each optimizer, instead of --lrs.", rich_help_panel=_SEARCH),
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Trials of an Optuna study for each optimizer, instead of --lrs.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = None
     lr_range: Annotated[
-        Optional[str], typer.Option(metavar="LOW:HIGH", help="Learning rates to search. Default: the default grid's span.", rich_help_panel=_SEARCH)
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Learning rates to search. Default: the default grid's span.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = None
     tune: Annotated[
-        Optional[list[str]],
-        typer.Option(metavar="ARG=LOW:HIGH", help="A further argument to search, as weight_decay=1e-6:1e-1; repeatable.", rich_help_panel=_SEARCH),
+        list[str] | None,
+        typer.Option(
+            metavar="ARG=LOW:HIGH",
+            help="A further argument to search, as weight_decay=1e-6:1e-1; repeatable.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = None
     sampler: Annotated[
-        str, typer.Option(metavar="|".join(SAMPLERS), help="Optuna's sampler.", rich_help_panel=_SEARCH, autocompletion=_starting(SAMPLERS))
+        str,
+        typer.Option(
+            metavar="|".join(SAMPLERS),
+            help="Optuna's sampler.",
+            rich_help_panel=_SEARCH,
+            autocompletion=_starting(SAMPLERS),
+        ),
     ] = "tpe"
     pruner: Annotated[
-        str, typer.Option(metavar="|".join(PRUNERS), help="Optuna's pruner.", rich_help_panel=_SEARCH, autocompletion=_starting(PRUNERS))
+        str,
+        typer.Option(
+            metavar="|".join(PRUNERS),
+            help="Optuna's pruner.",
+            rich_help_panel=_SEARCH,
+            autocompletion=_starting(PRUNERS),
+        ),
     ] = "none"
 
 
@@ -160,20 +240,36 @@ class OutputOptions:
     """What becomes of the result besides the table on the screen."""
 
     json: Annotated[
-        Optional[str], typer.Option(metavar="FILE|-", help="Everything as JSON; - writes JSON alone to stdout.", rich_help_panel=_OUTPUT)
+        str | None,
+        typer.Option(
+            metavar="FILE|-", help="Everything as JSON; - writes JSON alone to stdout.", rich_help_panel=_OUTPUT
+        ),
     ] = None
-    csv: Annotated[Optional[str], typer.Option(metavar="FILE|-", help="The runs as CSV.", rich_help_panel=_OUTPUT)] = None
-    markdown: Annotated[Optional[str], typer.Option(metavar="FILE|-", help="The tables as Markdown.", rich_help_panel=_OUTPUT)] = None
+    csv: Annotated[str | None, typer.Option(metavar="FILE|-", help="The runs as CSV.", rich_help_panel=_OUTPUT)] = (
+        None
+    )
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="The tables as Markdown.", rich_help_panel=_OUTPUT)
+    ] = None
     plot: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="The plot as .png, .svg or .pdf (extra 'plot').", rich_help_panel=_OUTPUT)
+        Path | None,
+        typer.Option(metavar="FILE", help="The plot as .png, .svg or .pdf (extra 'plot').", rich_help_panel=_OUTPUT),
     ] = None
     plot_kind: Annotated[
-        str, typer.Option(metavar="lr|curves|steps", help="Final value against LR, loss curves, or Momo's step sizes.", rich_help_panel=_OUTPUT)
+        str,
+        typer.Option(
+            metavar="lr|curves|steps",
+            help="Final value against LR, loss curves, or Momo's step sizes.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = "lr"
     report: Annotated[
-        Optional[Path], typer.Option(metavar="FILE.html", help="All of it in one HTML file (extra 'plot').", rich_help_panel=_OUTPUT)
+        Path | None,
+        typer.Option(metavar="FILE.html", help="All of it in one HTML file (extra 'plot').", rich_help_panel=_OUTPUT),
     ] = None
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.", rich_help_panel=_OUTPUT)] = False
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.", rich_help_panel=_OUTPUT)] = (
+        False
+    )
 
     @property
     def to_stdout(self) -> bool:
@@ -192,7 +288,9 @@ def with_options(*bundles: type) -> Callable[[Callable[..., Any]], Callable[...,
             hints = typing.get_type_hints(bundle, vars(sys.modules[bundle.__module__]), include_extras=True)
             for field in dataclasses.fields(bundle):
                 parameters.append(
-                    inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+                    inspect.Parameter(
+                        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                    )
                 )
 
         @functools.wraps(command)

@@ -80,7 +80,9 @@ def one_document(outputs: OutputOptions, tasks: int) -> None:
     """
     for flag in ("json", "csv", "markdown", "plot", "report"):
         if tasks > 1 and getattr(outputs, flag) is not None:
-            raise UserError(f"--{flag} holds one task's report, and {tasks} tasks were given: compare them one at a time.")
+            raise UserError(
+                f"--{flag} holds one task's report, and {tasks} tasks were given: compare them one at a time."
+            )
 
 
 def write_csv(report: Report, file: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,12 +27,15 @@ _DECADES = 2  # that --extend goes beyond a grid, at most
 def recommend(
     training_options: TrainingOptions,
     output_options: OutputOptions,
-    task: Annotated[Optional[str], task_argument("Without one: from what is stored for the latest task.")] = None,
+    task: Annotated[str | None, task_argument("Without one: from what is stored for the latest task.")] = None,
     prefer: Annotated[
         str, typer.Option(metavar="robust|best", help="robust: the least regret; best: the smallest value of all.")
     ] = "robust",
     extend: Annotated[
-        bool, typer.Option("--extend", help="Where a best learning rate is at the end of its grid, run up to two decades further.")
+        bool,
+        typer.Option(
+            "--extend", help="Where a best learning rate is at the end of its grid, run up to two decades further."
+        ),
     ] = False,
 ) -> None:
     """Name the optimizer and the learning rate to use, say why, and print the line of code.
@@ -49,7 +52,9 @@ def recommend(
 
     out.check(output_options)
     if prefer not in _PREFER:
-        raise UserError(f"--prefer {prefer}: there is no such value.{did_you_mean(prefer, list(_PREFER))}\nWrite robust or best.")
+        raise UserError(
+            f"--prefer {prefer}: there is no such value.{did_you_mean(prefer, list(_PREFER))}\nWrite robust or best."
+        )
     if task is None:
         if extend:
             raise UserError("--extend trains further runs, so it needs the task: momo recommend TASK --extend.")
@@ -71,7 +76,10 @@ def _report(task: str, training: TrainingOptions, outputs: OutputOptions) -> tup
         others = [info for info in experiment.store.studies() if info.task == experiment.source.name]
         if others and not outputs.quiet:
             known = f"{others[-1].runs} stored runs of {others[-1].name}"
-            print(f"Not used: {known}, which have other settings; momo recommend without TASK takes them.", file=sys.stderr)
+            print(
+                f"Not used: {known}, which have other settings; momo recommend without TASK takes them.",
+                file=sys.stderr,
+            )
     return collect_report(task, training, outputs, OPTIMIZERS, SEEDS)
 
 
@@ -87,7 +95,11 @@ def _extended(report: Report, experiment: Experiment, outputs: OutputOptions) ->
     ]
     if not further:
         return report
-    before = [RunSpec(OptimizerSpec.parse(r.optimizer), r.lr, r.seed, tuple(r.params.items())) for r in report.runs if r.status != "failed"]
+    before = [
+        RunSpec(OptimizerSpec.parse(r.optimizer), r.lr, r.seed, tuple(r.params.items()))
+        for r in report.runs
+        if r.status != "failed"
+    ]
     experiment = dataclasses.replace(experiment, fresh=False)
     return report_of(run(experiment, before + further, outputs), experiment)
 
@@ -96,7 +108,12 @@ def _advised(report: Report, prefer: str) -> Report:
     from momo_cli.recommendation import recommend as advise
 
     advice = advise(
-        report.analysis, report.runs, prefer=prefer, task=report.task, command=report.command, maximize=report.maximize  # type: ignore[arg-type]
+        report.analysis,
+        report.runs,
+        prefer=prefer,
+        task=report.task,
+        command=report.command,
+        maximize=report.maximize,  # type: ignore[arg-type]
     )
     return dataclasses.replace(report, recommendation=advice)
 

@@ -78,7 +78,9 @@ def search_report(
     _say_failures(found.runs)
     session = found.session
     if asked.tune:
-        found.lines.append("Values, sensitivity and good range are over trials in which the further arguments vary, too.")
+        found.lines.append(
+            "Values, sensitivity and good range are over trials in which the further arguments vary, too."
+        )
     collected = Collected(session.stored.name, session.objective, found.runs, session.reused, found.lines)
     return report_of(collected, experiment)
 
@@ -106,7 +108,9 @@ def _display(experiment: Experiment, outputs: OutputOptions, runs: int) -> Itera
             yield display
         except KeyboardInterrupt:
             done = display.done + display.reused
-            print(f"Interrupted. {done} of {runs} runs are stored; the same command goes on from there.", file=sys.stderr)
+            print(
+                f"Interrupted. {done} of {runs} runs are stored; the same command goes on from there.", file=sys.stderr
+            )
             raise
 
 
@@ -115,7 +119,10 @@ def _say_failures(runs: list[Run]) -> None:
     for failure in _distinct(failed):
         which = f"{failure.optimizer} at lr {failure.lr:g}, seed {failure.seed}"
         more = sum(f.error == failure.error for f in failed) - 1
-        print(f"Failed: {which}" + (f", and {more} more the same way" if more else "") + f"\n{failure.error}", file=sys.stderr)
+        print(
+            f"Failed: {which}" + (f", and {more} more the same way" if more else "") + f"\n{failure.error}",
+            file=sys.stderr,
+        )
     if runs and len(failed) == len(runs):
         raise UserError(f"Every run failed ({len(failed)}); the error of the user's code stands above.", code=1)
 
@@ -124,7 +131,9 @@ def report_of(collected: Collected, experiment: Experiment) -> Report:
     """The report of an experiment's runs."""
     lines = list(collected.lines) + _metric_hint(collected.objective, experiment.settings.maximize)
     if collected.reused:
-        lines.append(f"{collected.reused} of {len(collected.runs)} runs were stored already (--fresh trains them again).")
+        lines.append(
+            f"{collected.reused} of {len(collected.runs)} runs were stored already (--fresh trains them again)."
+        )
     key = experiment.key()
     return _report(key, collected.study, collected.objective, collected.runs, lines, command_of(key, experiment.study))
 
@@ -137,12 +146,16 @@ def stored_report(store: Store, study: str | None) -> Report:
     """
     studies = store.studies()
     if not studies:
-        raise UserError(f"No runs are stored in {store.url}.\nName a task to run, for instance: momo compare digits-mlp")
+        raise UserError(
+            f"No runs are stored in {store.url}.\nName a task to run, for instance: momo compare digits-mlp"
+        )
     stored = store.read(study or studies[-1].study)
     return _report(stored.key, stored.name, stored.objective, stored.runs(), [], command_of(stored.key, study))
 
 
-def _report(key: dict[str, Any], study: str, objective: str, runs: list[Run], lines: list[str], command: str | None) -> Report:
+def _report(
+    key: dict[str, Any], study: str, objective: str, runs: list[Run], lines: list[str], command: str | None
+) -> Report:
     from momo_cli import figures
     from momo_cli.report import Report
 

@@ -36,11 +36,15 @@ def sweep(
     if search_options.trials is None:
         unused = [flag for flag in ("lr_range", "tune") if getattr(search_options, flag)]
         if unused:
-            raise UserError(f"--{unused[0].replace('_', '-')} is for an Optuna study: say how many trials with --trials N.")
+            raise UserError(
+                f"--{unused[0].replace('_', '-')} is for an Optuna study: say how many trials with --trials N."
+            )
         report, _ = collect_report(task, training_options, output_options, _DEFAULT, default_seeds=1)
     else:
         if training_options.lrs:
-            raise UserError("--lrs and --trials were both given: a study chooses the learning rates.\nGive their range with --lr-range LOW:HIGH.")
+            raise UserError(
+                "--lrs and --trials were both given: a study chooses the learning rates.\nGive their range with --lr-range LOW:HIGH."
+            )
         options = search_options
         asked = Search.parse(options.trials, options.sampler, options.pruner, options.lr_range, options.tune or [])
         report = search_report(task, training_options, output_options, _DEFAULT, asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -20,17 +20,26 @@ from momo_cli.task.builtin import BUILTIN
 
 @with_options(OutputOptions)
 def import_(
-    file: Annotated[str, typer.Argument(metavar="FILE.csv", help="A table of runs, one a row (or one a row and epoch).")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE.csv", help="A table of runs, one a row (or one a row and epoch).")
+    ],
     output_options: OutputOptions,
     lr_col: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the learning rate.")] = "lr",
     optimizer_col: Annotated[
-        Optional[list[str]], typer.Option(metavar="COLUMN", help="Column with the optimizer; repeatable. Default: optimizer.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column with the optimizer; repeatable. Default: optimizer."),
     ] = None,
     value_col: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the final value.")] = "objective",
-    seed_col: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that tells seeds apart.")] = None,
-    epoch_col: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column with the epoch; of each run the last counts.")] = None,
-    where: Annotated[Optional[list[str]], typer.Option(metavar="COLUMN=VALUE", help="Keep only these rows; repeatable.")] = None,
-    initial: Annotated[Optional[float], typer.Option(metavar="V", help="The value before training. Default: the worst one seen.")] = None,
+    seed_col: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column that tells seeds apart.")] = None,
+    epoch_col: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column with the epoch; of each run the last counts.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep only these rows; repeatable.")
+    ] = None,
+    initial: Annotated[
+        float | None, typer.Option(metavar="V", help="The value before training. Default: the worst one seen.")
+    ] = None,
     maximize: Annotated[bool, typer.Option("--maximize", help="Larger values are better.")] = False,
     storage: StorageOption = DEFAULT_URL,
     study: StudyOption = None,
@@ -51,7 +60,13 @@ def import_(
         if not equals:
             raise UserError(f"--where {text}: write COLUMN=VALUE.")
         conditions[column] = value
-    columns = {"lr_col": lr_col, "optimizer_cols": optimizer_col or ["optimizer"], "value_col": value_col, "seed_col": seed_col, "epoch_col": epoch_col}
+    columns = {
+        "lr_col": lr_col,
+        "optimizer_cols": optimizer_col or ["optimizer"],
+        "value_col": value_col,
+        "seed_col": seed_col,
+        "epoch_col": epoch_col,
+    }
     runs, notes = read_csv(file, **columns, where=conditions, initial=initial)
     chosen = {name: value for name, value in {**columns, "where": conditions, "initial": initial}.items() if value}
     settings = Settings().key() | {"objective": value_col, "maximize": maximize}
@@ -80,7 +95,9 @@ def export(
       momo export runs.csv
     """
     if file in BUILTIN or ":" in file or file.endswith(".py"):
-        raise UserError(f"{file} is a task, and export takes the file to write.\nThe task's study is chosen with --study NAME; momo list shows them.")
+        raise UserError(
+            f"{file} is a task, and export takes the file to write.\nThe task's study is chosen with --study NAME; momo list shows them."
+        )
     report = stored_report(Store(storage), study)
     out.write_csv(report, file)
     if file != "-":

@@ -39,6 +39,4 @@ def _key(optimizer: str, lr: float, seed: int, params: dict[str, float]) -> tupl
 
 def grid(optimizers: list[OptimizerSpec], lrs: dict[str, list[float]], seeds: int) -> list[RunSpec]:
     """Every optimizer × LR × seed; seeds outermost, so that whole grids finish first."""
-    return [
-        RunSpec(spec, lr, seed) for seed in range(seeds) for spec in optimizers for lr in lrs[spec.label]
-    ]
+    return [RunSpec(spec, lr, seed) for seed in range(seeds) for spec in optimizers for lr in lrs[spec.label]]

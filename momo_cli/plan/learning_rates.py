@@ -50,7 +50,9 @@ def parse_values(text: str) -> list[float]:
                 raise UserError(f"--lrs {text}: {pieces[2]!r} is not a count of values.\n{_HELP}")
             count = int(pieces[2])
             if high < low:
-                raise UserError(f"--lrs {text}: the range ends below its start.\nWrite {pieces[1]}:{pieces[0]}:{pieces[2]}.")
+                raise UserError(
+                    f"--lrs {text}: the range ends below its start.\nWrite {pieces[1]}:{pieces[0]}:{pieces[2]}."
+                )
             values += log_spaced(low, high, count)
         elif len(pieces) == 1:
             values.append(_number(part, text))

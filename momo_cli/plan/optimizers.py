@@ -117,7 +117,9 @@ class OptimizerSpec:
             )
         return loaded, dict(known.arguments if known else ()) | dict(self.arguments)
 
-    def build(self, parameters: Iterable[Any], lr: float, extra: dict[str, float] | None = None) -> torch.optim.Optimizer:
+    def build(
+        self, parameters: Iterable[Any], lr: float, extra: dict[str, float] | None = None
+    ) -> torch.optim.Optimizer:
         """The optimizer over ``parameters`` at learning rate ``lr``; ``extra`` are further tuned arguments."""
         loaded, arguments = self.load()
         return loaded(parameters, lr=lr, **(arguments | (extra or {})))
@@ -161,7 +163,9 @@ class OptimizerSpec:
         except (TypeError, ValueError):
             value = 0.0
         if not value > 0:
-            raise UserError(f"{self.label} has no default learning rate to centre a grid on.\nSay which with --lrs {self.label}=….")
+            raise UserError(
+                f"{self.label} has no default learning rate to centre a grid on.\nSay which with --lrs {self.label}=…."
+            )
         return value
 
 

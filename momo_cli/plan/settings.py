@@ -47,9 +47,13 @@ class Settings:
             raise UserError(f"--warmup {self.warmup}: it is a share of the steps, from 0 to 1, for instance 0.05.")
         for flag, word, known in (("--schedule", self.schedule, SCHEDULES), ("--amp", self.amp, AMP)):
             if word not in known:
-                raise UserError(f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\nWrite {', '.join(known)}.")
+                raise UserError(
+                    f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\nWrite {', '.join(known)}."
+                )
         if self.maximize and self.objective in ("train_loss", "val_loss"):
-            raise UserError(f"--maximize: {self.objective} is a loss, and losses are minimized. Name a metric with --objective.")
+            raise UserError(
+                f"--maximize: {self.objective} is a loss, and losses are minimized. Name a metric with --objective."
+            )
         if self.maximize and self.objective is None:
             raise UserError("--maximize needs the metric's name: add --objective METRIC.")
 

@@ -43,16 +43,30 @@ def render(report: Report) -> str:
         lead = f"Use {advice['optimizer']} with a learning rate of {formats.number(advice['lr'], 4)}."
     else:
         lead, said = (said[0], said[1:]) if said else ("No run ended with a finite value.", [])
-    parts = [f"<h1>{escape(report.task)}</h1>", _paragraph(sentences.heading(report), "note"), _paragraph(lead, "lead b")]
+    parts = [
+        f"<h1>{escape(report.task)}</h1>",
+        _paragraph(sentences.heading(report), "note"),
+        _paragraph(lead, "lead b"),
+    ]
     if advice is not None:
         parts += [f"<pre>{escape(advice['code'])}</pre>", *map(_paragraph, advice["because"])]
     parts += [_paragraph(line) for line in said if advice is None or line not in advice["because"]]
     warnings = list(advice["warnings"]) if advice is not None else []
     warnings += [line for line in sentences.warnings(report) if line not in warnings]
     parts += [_paragraph(f"Warning: {line}", "warning") for line in warnings]
-    parts += ["<h2>Learning rates</h2>", _strip(report, strip), "<h2>Figures</h2>", _figures(strip.optimizers, tables.long_figures(report))]
+    parts += [
+        "<h2>Learning rates</h2>",
+        _strip(report, strip),
+        "<h2>Figures</h2>",
+        _figures(strip.optimizers, tables.long_figures(report)),
+    ]
     parts += _pictures(report)
-    parts += ["<h2>Settings</h2>", _pairs(report.settings | {"study": report.study}), "<h2>Versions</h2>", _pairs(versions())]
+    parts += [
+        "<h2>Settings</h2>",
+        _pairs(report.settings | {"study": report.study}),
+        "<h2>Versions</h2>",
+        _pairs(versions()),
+    ]
     parts += [_paragraph(line, "note") for line in report.lines]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(report.task)}: learning rates</title>\n'
@@ -97,11 +111,16 @@ def _strip(report: Report, strip: tables.Strip) -> str:
         found = strip.cells.get((name, column))
         if found is None:
             return "<td></td>"
-        text = "✗" if found.level == "diverged" else formats.fixed(found.value, places) + ("✗" if found.diverged else "")
+        text = (
+            "✗" if found.level == "diverged" else formats.fixed(found.value, places) + ("✗" if found.diverged else "")
+        )
         mark = "*" if found.best else ""
         return f'<td class="{found.level}{" b" if found.best else ""}">{text}{mark}</td>'
 
-    rows = [f"<td>{escape(name)}</td>" + "".join(cell(name, column) for column in strip.columns) for name in strip.optimizers]
+    rows = [
+        f"<td>{escape(name)}</td>" + "".join(cell(name, column) for column in strip.columns)
+        for name in strip.optimizers
+    ]
     legend = "* the optimizer's best; ✗ diverged (beside a value: some seeds). Green: within 5 % of the way from the best of all to the start; yellow: within 25 %."
     return _table(["LR", *map(strip.title, strip.columns)], rows) + _paragraph(legend, "note")
 
@@ -112,7 +131,9 @@ def _figures(optimizers: Sequence[str], columns: Sequence[tables.Column]) -> str
         kind, mark = (' class="b"', "*") if column.best[i] else ("", "")
         return f"<td{kind}>{escape(column.texts[i])}{mark}{spread}</td>"
 
-    rows = [f"<td>{escape(name)}</td>" + "".join(cell(column, i) for column in columns) for i, name in enumerate(optimizers)]
+    rows = [
+        f"<td>{escape(name)}</td>" + "".join(cell(column, i) for column in columns) for i, name in enumerate(optimizers)
+    ]
     legend = "* best of its column. Small: 95 % bootstrap interval over seeds. ! the best is at an end of the grid; ≥ the good range runs off the grid."
     return _table(["", *(column.title for column in columns)], rows) + _paragraph(legend, "note")
 
@@ -126,5 +147,7 @@ def _pictures(report: Report) -> list[str]:
         except UserError:  # these runs don't hold what this plot shows
             continue
         data = base64.b64encode(drawn.encode()).decode()
-        parts.append(f'<h2>{title}</h2>\n<img alt="{escape(f"{title}: {report.task}")}" src="data:image/svg+xml;base64,{data}">')
+        parts.append(
+            f'<h2>{title}</h2>\n<img alt="{escape(f"{title}: {report.task}")}" src="data:image/svg+xml;base64,{data}">'
+        )
     return parts

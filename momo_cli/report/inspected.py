@@ -26,11 +26,24 @@ def print_inspection(task: str, seen: Inspection, console: Console) -> None:
         ("model", f"{seen.parameters:,} parameters{frozen}"),
         ("batch", f"{seen.shapes}, {seen.batch_size} samples"),
         ("data", f"{train}, {val}"),
-        ("run", f"{seen.steps:,} steps, about {seen.steps * seen.step_seconds:.2g} s on {seen.device} ({1e3 * seen.step_seconds:.2g} ms a step)"),
-        ("memory", f"{seen.memory / 2**20:.3g} MiB" + ("" if seen.device.startswith("cuda") else " for parameters, gradients and state")),
-        ("together", "runs can be trained together" if not seen.alone else f"runs are trained one after another: {seen.alone}"),
+        (
+            "run",
+            f"{seen.steps:,} steps, about {seen.steps * seen.step_seconds:.2g} s on {seen.device} ({1e3 * seen.step_seconds:.2g} ms a step)",
+        ),
+        (
+            "memory",
+            f"{seen.memory / 2**20:.3g} MiB"
+            + ("" if seen.device.startswith("cuda") else " for parameters, gradients and state"),
+        ),
+        (
+            "together",
+            "runs can be trained together" if not seen.alone else f"runs are trained one after another: {seen.alone}",
+        ),
         ("objective", f"{seen.objective}, {_number(seen.initial)} before the first step"),
-        ("loss", f"{_number(seen.train_loss)} before the first step, {_number(seen.losses[-1])} after {len(seen.losses)} steps of momo at lr 1"),
+        (
+            "loss",
+            f"{_number(seen.train_loss)} before the first step, {_number(seen.losses[-1])} after {len(seen.losses)} steps of momo at lr 1",
+        ),
     ]
     for name, text in rows:
         table.add_row(name, Text(text))
@@ -42,9 +55,13 @@ def print_inspection(task: str, seen: Inspection, console: Console) -> None:
 def _findings(seen: Inspection) -> list[str]:
     losses = [seen.train_loss, *seen.losses]
     if any(loss != loss or abs(loss) == float("inf") for loss in losses[:1]):
-        return ["The loss isn't finite before the first step: no optimizer can train this. Look at the data and the loss."]
+        return [
+            "The loss isn't finite before the first step: no optimizer can train this. Look at the data and the loss."
+        ]
     if min(losses) < 0:
-        return [f"The loss was negative ({min(losses):.4g}): give Momo's methods a lower bound of it, as in -o 'momo(lb=-10)', or use momo-star."]
+        return [
+            f"The loss was negative ({min(losses):.4g}): give Momo's methods a lower bound of it, as in -o 'momo(lb=-10)', or use momo-star."
+        ]
     return [
         f"The loss was not negative in these {len(seen.losses)} steps. The lower bound lb=0 of Momo's methods holds if it can never be "
         "(cross-entropy and squared errors can't; a log-likelihood of a density can)."

@@ -49,7 +49,9 @@ def check(path: str | Path | None = None, kind: str = "lr") -> None:
         UserError: matplotlib isn't installed, the file's ending isn't one of a picture, or there is no such kind.
     """
     if kind not in KINDS:
-        raise UserError(f"--plot-kind {kind}: there is no such plot.{did_you_mean(kind, list(KINDS))}\nKinds: {', '.join(KINDS)}.")
+        raise UserError(
+            f"--plot-kind {kind}: there is no such plot.{did_you_mean(kind, list(KINDS))}\nKinds: {', '.join(KINDS)}."
+        )
     if path is not None and Path(path).suffix.lower() not in SUFFIXES:
         raise UserError(f"--plot {path}: the name must end in {formats.names(list(SUFFIXES), 'or')}.")
     try:
@@ -159,7 +161,9 @@ def draw_lr(report: Report) -> Figure:
         if lost:
             top.plot(*zip(*lost), linestyle="", marker="x", color=look["color"], markersize=9, markeredgewidth=2)
         if entry["best_lr"] is not None:
-            top.plot(entry["best_lr"], entry["best"], linestyle="", marker=look["marker"], color=look["color"], zorder=5)
+            top.plot(
+                entry["best_lr"], entry["best"], linestyle="", marker=look["marker"], color=look["color"], zorder=5
+            )
         _mark_range(below, entry, i, look["color"])
     top.set_xscale("log")
     values = [value for entry in entries for value in entry["values"] if value is not None]
@@ -172,7 +176,11 @@ def draw_lr(report: Report) -> Figure:
     _scale(top, [*values, initial])
     top.set_ylabel(label(f"final {report.objective}"))
     top.set_title(label(report.task, 70), loc="left")
-    _legend(figure, handles, "filled: best; ✗: diverged" if any(c.level == "diverged" for c in strip.cells.values()) else "filled: best")
+    _legend(
+        figure,
+        handles,
+        "filled: best; ✗: diverged" if any(c.level == "diverged" for c in strip.cells.values()) else "filled: best",
+    )
     below.set_ylim(len(entries) - 0.4, -0.6)
     below.set_yticks(range(len(entries)), [label(entry["optimizer"]) for entry in entries], fontsize=8)
     below.tick_params(axis="y", length=0)
@@ -213,11 +221,18 @@ def draw_curves(report: Report) -> Figure:
     """The training loss over the steps: a panel for each optimizer, its three best learning rates."""
     panels = []
     for entry in report.analysis["optimizers"]:
-        lines = [(lr, curve) for lr in best_lrs(entry, report.maximize) if (curve := mean_curve(report.runs, entry["optimizer"], lr))]
+        lines = [
+            (lr, curve)
+            for lr in best_lrs(entry, report.maximize)
+            if (curve := mean_curve(report.runs, entry["optimizer"], lr))
+        ]
         if lines:
             panels.append((entry["optimizer"], lines))
     if not panels:
-        raise UserError("There are no curves to plot: these runs have no losses over the steps (an imported table has none).", code=1)
+        raise UserError(
+            "There are no curves to plot: these runs have no losses over the steps (an imported table has none).",
+            code=1,
+        )
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure = _new_figure(max(2.6 * columns + 0.6, 4.5), 2.5 * rows + 0.5)
@@ -225,11 +240,21 @@ def draw_curves(report: Report) -> Figure:
     every = [loss for _, lines in panels for _, curve in lines for _, loss in curve]
     for axes, (name, lines) in zip(grid.flat, panels):
         for i, (lr, curve) in enumerate(lines):
-            look = {"color": COLOURS[i], "linestyle": DASHES[i], "marker": MARKERS[i], "markevery": max(len(curve) // 6, 1)}
-            axes.plot(*zip(*curve), **look, markerfacecolor="white", label=f"{formats.number(lr)}" + (" (best)" if i == 0 else ""))
+            look = {
+                "color": COLOURS[i],
+                "linestyle": DASHES[i],
+                "marker": MARKERS[i],
+                "markevery": max(len(curve) // 6, 1),
+            }
+            axes.plot(
+                *zip(*curve),
+                **look,
+                markerfacecolor="white",
+                label=f"{formats.number(lr)}" + (" (best)" if i == 0 else ""),
+            )
         axes.set_title(label(name), loc="left")
         axes.legend(title="learning rate", fontsize=8, title_fontsize=8, handlelength=3)
-    for axes in grid.flat[len(panels):]:
+    for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     if min(every) > 0 and max(every) / min(every) > 30:
         grid[0, 0].set_yscale("log")
@@ -282,7 +307,10 @@ def draw_steps(report: Report) -> Figure:
             middle = entry["best_lr"] if entry["best_lr"] in known else sorted(known)[len(known) // 2]
             rows.append((name, [known[lr] for lr in around(sorted(known), middle)]))
     if not rows:
-        raise UserError("There are no step sizes to plot: none of these runs is of a Momo method (or the table was imported).", code=1)
+        raise UserError(
+            "There are no step sizes to plot: none of these runs is of a Momo method (or the table was imported).",
+            code=1,
+        )
     columns = max(len(some) for _, some in rows)
     figure = _new_figure(max(2.5 * columns + 0.4, 4.5), 2.3 * len(rows) + 0.7)
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey="row")
@@ -300,7 +328,7 @@ def draw_steps(report: Report) -> Figure:
             axes.set_yscale("log")
             share = "" if run.capped is None else f"\ncapped {100 * run.capped:.0f} %"
             axes.set_title(label(f"{name}, lr {formats.number(run.lr)}") + share, loc="left", fontsize=8)
-        for axes in row[len(some):]:
+        for axes in row[len(some) :]:
             axes.set_visible(False)
         row[0].set_ylabel("step size")
     for axes in grid[-1]:

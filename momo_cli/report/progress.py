@@ -80,8 +80,12 @@ class LiveDisplay:
 
     def __rich__(self) -> Group:
         lines = [
-            Text(f"  {spec.optimizer.label}  lr {spec.lr:.4g}  seed {spec.seed}  step {step}/{steps}  loss {loss:.4g}", style="dim",
-                 no_wrap=True, overflow="ellipsis")
+            Text(
+                f"  {spec.optimizer.label}  lr {spec.lr:.4g}  seed {spec.seed}  step {step}/{steps}  loss {loss:.4g}",
+                style="dim",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
             for spec, (step, steps, loss) in list(self._current.items())[:_SHOWN]
         ]
         if len(self._current) > _SHOWN:

@@ -172,8 +172,12 @@ def at_edge(entries: Sequence[dict[str, Any]], command: str | None) -> str:
     for entry in ends:
         known = [lr for lr, value in zip(entry["lrs"], entry["values"]) if value is not None]
         where = "only" if len(known) == 1 else "smallest" if entry["best_lr"] == min(known) else "largest"
-        parts.append(f"{entry['optimizer']}'s best learning rate is the {where} tried ({formats.number(entry['best_lr'])})")
-    sentence = f"{formats.names(parts)}: the true best may lie beyond, and its sensitivity and good range are then wrong."
+        parts.append(
+            f"{entry['optimizer']}'s best learning rate is the {where} tried ({formats.number(entry['best_lr'])})"
+        )
+    sentence = (
+        f"{formats.names(parts)}: the true best may lie beyond, and its sensitivity and good range are then wrong."
+    )
     if command:
         return f"{sentence} Try next: `{extension_command(command, ends)}`"
     lrs = [f"{formats.names([formats.number(lr) for lr in beyond(e)])} with {e['optimizer']}" for e in ends]
@@ -205,7 +209,8 @@ def spans(entries: Sequence[dict[str, Any]], command: str | None) -> str:
     parts = [f"{name} {width:.1f}" for name, width in widths.items()]
     return (
         f"The grids span different numbers of decades ({formats.names(parts)}): sensitivities and regrets over "
-        "them are not comparable." + (" Give every optimizer as many decades with --lrs, or leave --lrs out." if command else "")
+        "them are not comparable."
+        + (" Give every optimizer as many decades with --lrs, or leave --lrs out." if command else "")
     )
 
 
@@ -214,9 +219,8 @@ def lost(entries: Sequence[dict[str, Any]], command: str | None) -> str:
     names = [e["optimizer"] for e in entries if e["best"] is None and e["diverged"]]
     if not names:
         return ""
-    return (
-        f"Every run of {formats.names(names)} diverged, so there is no best learning rate and no sensitivity."
-        + (" Try smaller learning rates with --lrs." if command else "")
+    return f"Every run of {formats.names(names)} diverged, so there is no best learning rate and no sensitivity." + (
+        " Try smaller learning rates with --lrs." if command else ""
     )
 
 

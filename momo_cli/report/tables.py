@@ -96,9 +96,7 @@ def strip(report: Report, relative: bool = False) -> Strip:
             column = place(name, lr)
             if gathered:
                 column = float(f"{10 ** (round(2 * math.log10(column)) / 2):.3g}")
-            found.setdefault((name, column), []).append(
-                (value, lr == entry["best_lr"], ended.get((name, lr), []))
-            )
+            found.setdefault((name, column), []).append((value, lr == entry["best_lr"], ended.get((name, lr), [])))
     cells = {}
     for key, members in found.items():
         values = [value for value, _, _ in members if value is not None]
@@ -133,11 +131,17 @@ class Column:
     best: list[bool]
 
 
-def _column(title: str, entries: list[dict], get: Callable[[dict], Any], text: Callable[[dict], str],
-            better: str | None = None, spread: Callable[[dict], dict] | None = None) -> Column:
+def _column(
+    title: str,
+    entries: list[dict],
+    get: Callable[[dict], Any],
+    text: Callable[[dict], str],
+    better: str | None = None,
+    spread: Callable[[dict], dict] | None = None,
+) -> Column:
     values = [get(entry) for entry in entries]
     known = [value for value in values if value is not None]
-    marked = better is not None and len(set(known)) > 1 or (better is not None and len(entries) > len(known) > 0)
+    marked = (better is not None and len(set(known)) > 1) or (better is not None and len(entries) > len(known) > 0)
     top = (min if better == "low" else max)(known) if marked else None
     return Column(
         title,
@@ -164,8 +168,14 @@ def short_figures(report: Report) -> list[Column]:
     entries = report.analysis["optimizers"]
     return [
         _column("best LR", entries, lambda e: e["best_lr"], best_lr),
-        _column("LR sensitivity", entries, lambda e: e["sensitivity"]["value"],
-                lambda e: formats.number(e["sensitivity"]["value"]), "low", lambda e: e["sensitivity"]),
+        _column(
+            "LR sensitivity",
+            entries,
+            lambda e: e["sensitivity"]["value"],
+            lambda e: formats.number(e["sensitivity"]["value"]),
+            "low",
+            lambda e: e["sensitivity"],
+        ),
         _column("good range, decades", entries, lambda e: e["good_range"]["decades"], decades, "high"),
         _column("diverged", entries, lambda e: e["diverged"], diverged, "low"),
     ]
@@ -180,15 +190,26 @@ def long_figures(report: Report) -> list[Column]:
         _column("best", entries, lambda e: e["best"], lambda e: formats.number(e["best"], 4), better),
         short[0],
         short[1],
-        _column("regret", entries, lambda e: e["regret"]["value"], lambda e: formats.number(e["regret"]["value"]),
-                "low", lambda e: e["regret"]),
+        _column(
+            "regret",
+            entries,
+            lambda e: e["regret"]["value"],
+            lambda e: formats.number(e["regret"]["value"]),
+            "low",
+            lambda e: e["regret"],
+        ),
         short[2],
     ]
     for k in map(str, figures.GUESSES):
-        columns.append(_column(
-            f"best of {k}", entries, lambda e, k=k: e["expected_best"][k],
-            lambda e, k=k: formats.number(e["expected_best"][k], 4), better,
-        ))
+        columns.append(
+            _column(
+                f"best of {k}",
+                entries,
+                lambda e, k=k: e["expected_best"][k],
+                lambda e, k=k: formats.number(e["expected_best"][k], 4),
+                better,
+            )
+        )
     columns.append(short[3])
     if any(entry["capped"] is not None for entry in entries):
         columns.append(_column("capped", entries, lambda e: e["capped"], capped))

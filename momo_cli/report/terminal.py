@@ -63,7 +63,11 @@ def print_recommendation(report: Report, console: Console) -> None:
     if advice is None:
         _say(console, "No recommendation: no run ended with a finite value.", style="bold")
     else:
-        _say(console, f"Use {advice['optimizer']} with a learning rate of {formats.number(advice['lr'], 4)}.", style="bold")
+        _say(
+            console,
+            f"Use {advice['optimizer']} with a learning rate of {formats.number(advice['lr'], 4)}.",
+            style="bold",
+        )
         console.print()
         for line in advice["code"].splitlines():
             console.print(Text("    " + _safe(console, line), style="cyan"), soft_wrap=True)
@@ -147,8 +151,14 @@ def _cell_text(cell: tables.Cell | None, places: int) -> str:
     return formats.fixed(cell.value, places) + mark
 
 
-def _strip_table(console: Console, report: Report, strip: tables.Strip, optimizers: Sequence[str],
-                 columns: Sequence[tables.Column] = (), turned: bool = False) -> Table:
+def _strip_table(
+    console: Console,
+    report: Report,
+    strip: tables.Strip,
+    optimizers: Sequence[str],
+    columns: Sequence[tables.Column] = (),
+    turned: bool = False,
+) -> Table:
     """The strip, with figures beside it; ``turned``: a row for each learning rate."""
     places = formats.decimals(tables.best_of_all(report), report.analysis["initial"])
     table = _new_table()
@@ -170,7 +180,9 @@ def _strip_table(console: Console, report: Report, strip: tables.Strip, optimize
             table.add_row(title, *(cell(name, column, wide[name]) for name in optimizers))
         return table
     table.add_column("" if strip.relative else "LR", overflow="fold", max_width=28)
-    wide = max(widths((name, c) for name in optimizers for c in strip.columns), *map(len, map(strip.title, strip.columns)), 0)
+    wide = max(
+        widths((name, c) for name in optimizers for c in strip.columns), *map(len, map(strip.title, strip.columns)), 0
+    )
     for column in strip.columns:
         title = strip.title(column)
         table.add_column(_safe(console, title + " " * (len(title) < wide)), justify="right", no_wrap=True)

@@ -86,8 +86,13 @@ class Storage:
             if key is None:
                 continue
             found.append(
-                StudyInfo(study.study_name, key, study.user_attrs.get("objective", ""), study.n_trials,
-                          study.user_attrs.get("latest", ""))
+                StudyInfo(
+                    study.study_name,
+                    key,
+                    study.user_attrs.get("objective", ""),
+                    study.n_trials,
+                    study.user_attrs.get("latest", ""),
+                )
             )
         return found
 

@@ -89,4 +89,6 @@ def study_key(
 def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     flat = [{**key, **key.get("settings", {})} for key in (stored, asked)]
     differing = [name for name in flat[1] if name != "settings" and flat[0].get(name) != flat[1][name]]
-    return ", ".join(f"{name} {flat[0].get(name)!r}, not {flat[1][name]!r}" for name in differing) or "an older version's"
+    return (
+        ", ".join(f"{name} {flat[0].get(name)!r}, not {flat[1][name]!r}" for name in differing) or "an older version's"
+    )

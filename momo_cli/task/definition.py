@@ -91,7 +91,9 @@ class Task:
         for name, required in (("loss", True), ("metrics", False)):
             value = getattr(self, name)
             if not callable(value) and (required or value is not None):
-                raise UserError(f"{where} returned a {name} that is {_described(value)}, not a function {name}(model, batch).")
+                raise UserError(
+                    f"{where} returned a {name} that is {_described(value)}, not a function {name}(model, batch)."
+                )
         if isinstance(self.loss, torch.nn.Module):
             raise UserError(
                 f"{where} returned the module {type(self.loss).__name__} as loss; loss takes (model, batch).\n"
@@ -112,7 +114,9 @@ class Task:
                     "Give something that can be iterated again: a list or a DataLoader."
                 )
             if known_length(batches) == 0:
-                raise UserError(f"{where} returned {name} without a single batch (is drop_last on, or the data too small?).")
+                raise UserError(
+                    f"{where} returned {name} without a single batch (is drop_last on, or the data too small?)."
+                )
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"{where} returned both steps={self.steps} and epochs={self.epochs}: give one.")
         for name in ("steps", "epochs"):

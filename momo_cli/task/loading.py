@@ -70,8 +70,13 @@ class TaskSource:
         module = _import(self)
         function = getattr(module, self.function, None)
         if function is None:
-            public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
-                      and getattr(value, "__module__", None) == module.__name__]
+            public = [
+                name
+                for name, value in vars(module).items()
+                if callable(value)
+                and not name.startswith("_")
+                and getattr(value, "__module__", None) == module.__name__
+            ]
             has = f"It has {', '.join(public[:8])}." if public else "It has no function."
             raise UserError(
                 f"There is no function {self.function!r} in {self.file.name}.{did_you_mean(self.function, public)}\n{has}"
@@ -203,14 +208,18 @@ def _import(source: TaskSource) -> Any:
         raise UserCodeError(source.name, error) from error
 
 
-def _keywords(function: Callable[..., Any], name: str, offered: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _keywords(
+    function: Callable[..., Any], name: str, offered: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in given:
         if key not in named and not takes_any:
             takes = ", ".join(n for n in named if n not in offered) or "none"
-            raise UserError(f"--set {key}: {name} takes no argument {key!r}.{did_you_mean(key, named)}\nIts arguments: {takes}.")
+            raise UserError(
+                f"--set {key}: {name} takes no argument {key!r}.{did_you_mean(key, named)}\nIts arguments: {takes}."
+            )
     keywords = {key: value for key, value in offered.items() if key in named or takes_any} | given
     for key in named:
         if key not in keywords and parameters[key].default is inspect.Parameter.empty:

@@ -130,10 +130,15 @@ def _cloned(item: Any) -> torch.Tensor:
 
 def _numbers(model: torch.nn.Module) -> list[dict[str, Any]]:
     """What each module keeps in plain Python values."""
-    return [{k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))} for module in model.modules()]
+    return [
+        {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))} for module in model.modules()
+    ]
 
 
 def _same(repeated: torch.Tensor, plain: torch.Tensor) -> bool:
     """Whether two results are equal in every row, but for the order in which a GPU adds."""
-    a, b = (torch.nan_to_num(tensor.double().reshape(len(tensor) if tensor.dim() else 1, -1)) for tensor in (repeated, plain))
+    a, b = (
+        torch.nan_to_num(tensor.double().reshape(len(tensor) if tensor.dim() else 1, -1))
+        for tensor in (repeated, plain)
+    )
     return bool(((a - b).norm(dim=1) <= 1e-3 * b.norm(dim=1) + 1e-12).all())

@@ -33,7 +33,9 @@ def map_tensors(batch: Any, change: Callable[[Any], Any]) -> Any:
 
 def move(batch: Any, device: torch.device) -> Any:
     """``batch`` with everything in it on ``device``."""
-    return map_tensors(batch, lambda item: item.to(device, non_blocking=True) if isinstance(item, torch.Tensor) else item.to(device))
+    return map_tensors(
+        batch, lambda item: item.to(device, non_blocking=True) if isinstance(item, torch.Tensor) else item.to(device)
+    )
 
 
 def tensors(batch: Any) -> Iterator[torch.Tensor]:
@@ -80,7 +82,9 @@ def endless(train: Iterable[Any]) -> Iterator[Any]:
             empty = False
             yield batch
         if empty:
-            raise UserError("train gave no batch at its second pass: it must be possible to iterate it again and again.")
+            raise UserError(
+                "train gave no batch at its second pass: it must be possible to iterate it again and again."
+            )
 
 
 class Generators:
@@ -125,6 +129,10 @@ def generators_restored(*loaders: Any) -> Iterator[None]:
 
 
 def _own_generators(loader: Any) -> list[torch.Generator]:
-    places = [loader, getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
+    places = [
+        loader,
+        getattr(loader, "sampler", None),
+        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
+    ]
     found = [getattr(place, "generator", None) for place in places]
     return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and not any(g is h for h in found[:i])]

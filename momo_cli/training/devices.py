@@ -31,13 +31,19 @@ def parse_devices(text: str) -> list[torch.device]:
         if device.type == "cuda":
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if not count:
-                raise UserError(f"--device {text}: torch finds no CUDA device on this machine.\nWrite --device cpu, or leave it out.")
+                raise UserError(
+                    f"--device {text}: torch finds no CUDA device on this machine.\nWrite --device cpu, or leave it out."
+                )
             if (device.index or 0) >= count:
-                raise UserError(f"--device {text}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}.")
+                raise UserError(
+                    f"--device {text}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}."
+                )
             device = torch.device("cuda", device.index or 0)
         elif device.type == "mps":
             if not torch.backends.mps.is_available():
-                raise UserError(f"--device {text}: torch finds no MPS device on this machine.\nWrite --device cpu, or leave it out.")
+                raise UserError(
+                    f"--device {text}: torch finds no MPS device on this machine.\nWrite --device cpu, or leave it out."
+                )
         elif device.type != "cpu":
             raise UserError(f"--device {text}: runs on {device.type!r} devices aren't supported.\nWrite {_KNOWN}.")
         devices.append(device)

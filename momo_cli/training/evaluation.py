@@ -52,9 +52,13 @@ def objective_name(task: Task, settings: Settings) -> str:
     """
     name = settings.objective or ("train_loss" if task.val is None else "val_loss")
     if name != "train_loss" and task.val is None:
-        raise UserError(f"--objective {name} is measured on val, and the task has none.\nReturn val=…, or use --objective train_loss.")
+        raise UserError(
+            f"--objective {name} is measured on val, and the task has none.\nReturn val=…, or use --objective train_loss."
+        )
     if name not in ("train_loss", "val_loss") and task.metrics is None:
-        raise UserError(f"--objective {name}: the task has no metrics.\nReturn metrics=…, or use val_loss or train_loss.")
+        raise UserError(
+            f"--objective {name}: the task has no metrics.\nReturn metrics=…, or use val_loss or train_loss."
+        )
     return name
 
 
@@ -95,7 +99,9 @@ def scalar_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
     if isinstance(loss, torch.Tensor) and loss.dim() == 0:
         return loss
     is_what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
-    raise UserError(f"The task's loss(model, batch) returned {is_what}, not a 0-dim tensor.\nReturn the mean loss of the batch.")
+    raise UserError(
+        f"The task's loss(model, batch) returned {is_what}, not a 0-dim tensor.\nReturn the mean loss of the batch."
+    )
 
 
 def evaluate(task: Task, model: torch.nn.Module, settings: Settings, device: torch.device) -> Evaluation:
@@ -125,7 +131,9 @@ def checked_metrics(metrics: Any) -> dict[str, Any]:
         UserError: It is something else.
     """
     if not isinstance(metrics, dict):
-        raise UserError(f"The task's metrics(model, batch) returned a {type(metrics).__name__}, not a dict {{name: number}}.")
+        raise UserError(
+            f"The task's metrics(model, batch) returned a {type(metrics).__name__}, not a dict {{name: number}}."
+        )
     return metrics
 
 
@@ -151,7 +159,10 @@ def train_loss_before(task: Task, model: torch.nn.Module, settings: Settings, de
     """Mean training loss over the first 10 batches, of the model as it is."""
     with buffers_restored(model), torch.no_grad(), precision(settings, device):
         model.train()
-        losses = [scalar_loss(task, model, move(batch, device)).float() for batch in itertools.islice(task.train, _INITIAL_BATCHES)]
+        losses = [
+            scalar_loss(task, model, move(batch, device)).float()
+            for batch in itertools.islice(task.train, _INITIAL_BATCHES)
+        ]
     if not losses:
         raise UserError("train gave no batch: it must be possible to iterate it again and again.")
     return float(torch.stack(losses).mean())
@@ -167,5 +178,3 @@ def buffers_restored(model: torch.nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(saved[name])
-
-

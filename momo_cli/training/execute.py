@@ -15,8 +15,8 @@ from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 from momo_cli.training import cpu
 from momo_cli.training.measure import Measured, choose, on_several_threads, stackable, why_not_together
-from momo_cli.training.timing import gradient_seconds
 from momo_cli.training.single import Watch
+from momo_cli.training.timing import gradient_seconds
 from momo_cli.training.unit import train_unit
 from momo_cli.training.workers import Workers
 

@@ -78,7 +78,9 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    stepper = Stepper(Momo(trainable), settings.clip, torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None)
+    stepper = Stepper(
+        Momo(trainable), settings.clip, torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None
+    )
     losses, times = [], []
     for batch in itertools.islice(endless(task.train), _STEPS):
         batch = move(batch, device)
@@ -103,7 +105,9 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         train_loss=train_loss,
         losses=losses,
         step_seconds=sorted(times)[len(times) // 2],
-        memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 3 * sum(p.nbytes for p in trainable),
+        memory=torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else 3 * sum(p.nbytes for p in trainable),
         device=str(device),
         alone=alone,
     )

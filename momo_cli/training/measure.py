@@ -63,7 +63,12 @@ def why_not_together(task: Task, settings: Settings, device: torch.device) -> st
 
 
 def choose(
-    task: Task, specs: Sequence[RunSpec], settings: Settings, device: torch.device, floor: float, budget: float = math.inf
+    task: Task,
+    specs: Sequence[RunSpec],
+    settings: Settings,
+    device: torch.device,
+    floor: float,
+    budget: float = math.inf,
 ) -> Measured:
     """Time stacks of growing size until they gain no more.
 
@@ -102,7 +107,9 @@ def choose(
         gain = f"{separate() / best.seconds:.1f}"
     else:
         return Measured(1, separate(), "Runs are trained one after another: training them together is no faster here.")
-    return dataclasses.replace(best, line=f"Up to {best.together} runs are trained together: {gain}× faster than one after another.")
+    return dataclasses.replace(
+        best, line=f"Up to {best.together} runs are trained together: {gain}× faster than one after another."
+    )
 
 
 def on_several_threads(
@@ -121,7 +128,9 @@ def on_several_threads(
     size = min(chosen.together, len(specs))
     first = _spread(specs)[:size]
     try:
-        seconds = on_threads(threads, lambda limit: stack_seconds(task, first, settings, device, limit), size * chosen.seconds)
+        seconds = on_threads(
+            threads, lambda limit: stack_seconds(task, first, settings, device, limit), size * chosen.seconds
+        )
     except CannotStack:  # training meets it again, and goes on run by run
         seconds = None
     return math.inf if seconds is None else seconds / size

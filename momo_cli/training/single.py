@@ -16,8 +16,8 @@ from momo_cli.task.loading import TaskSource
 from momo_cli.training.data import endless, move
 from momo_cli.training.evaluation import evaluate, initial_values, objective_name, precision, scalar_loss
 from momo_cli.training.history import History, reading_interval
-from momo_cli.training.steps_taken import StepSizes
 from momo_cli.training.stepping import Stepper
+from momo_cli.training.steps_taken import StepSizes
 from momo_cli.user_code import UserCodeError, user_frames
 
 Watch = Callable[[RunSpec, int, int, float], bool]
@@ -54,7 +54,9 @@ def train_run(
         return spec.result(status="failed", error=user_frames(error), seconds=time.perf_counter() - start)
 
 
-def _train(task: Task, spec: RunSpec, settings: Settings, device: torch.device, watch: Watch | None, start: float) -> Run:
+def _train(
+    task: Task, spec: RunSpec, settings: Settings, device: torch.device, watch: Watch | None, start: float
+) -> Run:
     model = task.model.to(device)
     model.train()
     objective = objective_name(task, settings)
@@ -104,11 +106,20 @@ def _train(task: Task, spec: RunSpec, settings: Settings, device: torch.device, 
         "step_sizes": taken.trace,
     }
     if history.diverged or pruned:
-        return spec.result(status="diverged" if history.diverged else "pruned", seconds=time.perf_counter() - start, **common)
+        return spec.result(
+            status="diverged" if history.diverged else "pruned", seconds=time.perf_counter() - start, **common
+        )
     stepper.set_mode(training=False)
     after = evaluate(task, model, settings, device)
-    return finished(spec, objective, after.of(objective, history.train_loss), seconds=time.perf_counter() - start,
-                    val_loss=after.val_loss, metrics=after.metrics, **common)
+    return finished(
+        spec,
+        objective,
+        after.of(objective, history.train_loss),
+        seconds=time.perf_counter() - start,
+        val_loss=after.val_loss,
+        metrics=after.metrics,
+        **common,
+    )
 
 
 def finished(spec: RunSpec, objective: str, value: float | None, **fields: object) -> Run:

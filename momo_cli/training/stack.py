@@ -28,7 +28,10 @@ class _Objective(torch.nn.Module):
 
     def forward(self, batch: Any, metrics: bool) -> Any:
         if metrics:
-            return {name: torch.as_tensor(value) for name, value in checked_metrics(self.task.metrics(self.model, batch)).items()}  # type: ignore[misc]
+            return {
+                name: torch.as_tensor(value)
+                for name, value in checked_metrics(self.task.metrics(self.model, batch)).items()
+            }  # type: ignore[misc]
         return scalar_loss(self.task, self.model, batch)
 
 
@@ -142,7 +145,9 @@ class Stack:
 
     def load_into_model(self, row: int) -> torch.nn.Module:
         """The model itself with this row's parameters and buffers, for what can't be vectorized."""
-        values = {name: leaf[row] for name, leaf in self.leaves.items()} | {name: b[row] for name, b in self.fixed.items()}
+        values = {name: leaf[row] for name, leaf in self.leaves.items()} | {
+            name: b[row] for name, b in self.fixed.items()
+        }
         with torch.no_grad():
             for name, tensor in [*self.objective.named_parameters(), *self.objective.named_buffers()]:
                 tensor.copy_(values[name])

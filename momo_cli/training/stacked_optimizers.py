@@ -149,7 +149,12 @@ class _TruncatedRows(_Vectorized):
             x.sub_(moved).div_(decay)
         else:
             x.mul_(2 - decay).sub_(moved)
-        return {"step_size": answer.multiplier * cap, "adaptive_term": answer.adaptive * cap, "cap": cap, "capped": answer.capped}
+        return {
+            "step_size": answer.multiplier * cap,
+            "adaptive_term": answer.adaptive * cap,
+            "cap": cap,
+            "capped": answer.capped,
+        }
 
 
 class MomoRows(_TruncatedRows):
@@ -187,7 +192,9 @@ class RowByRow:
             stepper.set_lr(factor)
             stepper.step_with(loss)
             if hasattr(stepper.optimizer, "diagnostics"):
-                diagnostics.append({key: value.reshape(-1)[0] for key, value in stepper.optimizer.diagnostics().items()})
+                diagnostics.append(
+                    {key: value.reshape(-1)[0] for key, value in stepper.optimizer.diagnostics().items()}
+                )
         if not diagnostics:
             return None
         return {key: torch.stack([figures[key] for figures in diagnostics]) for key in diagnostics[0]}

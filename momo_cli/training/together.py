@@ -148,7 +148,9 @@ def _train(
     # Runs that one optimizer object updates lie in neighbouring rows.
     keys = list(dict.fromkeys(map(group_key, specs)))
     specs = sorted(specs, key=lambda spec: keys.index(group_key(spec)))
-    rows = [_Row(spec, seeds[spec.seed], History(steps, seeds[spec.seed].initial_loss), StepSizes(steps)) for spec in specs]
+    rows = [
+        _Row(spec, seeds[spec.seed], History(steps, seeds[spec.seed].initial_loss), StepSizes(steps)) for spec in specs
+    ]
     stack = Stack([row.seed.task for row in rows], [order.index(row.spec.seed) for row in rows], settings)
     groups = _grouped(rows, stack)
     take_step = _stepping(stack, groups, settings)
@@ -168,7 +170,9 @@ def _train(
             unread.clear()
             for i, row in enumerate(rows):
                 if not row.left:
-                    _advance(row, step + 2 - len(reports), [[figure[i] for figure in report] for report in reports], watch)
+                    _advance(
+                        row, step + 2 - len(reports), [[figure[i] for figure in report] for report in reports], watch
+                    )
         seconds = (time.perf_counter() - clock) / len(rows)
         for row in rows:
             spent[id(row)] += seconds
@@ -196,7 +200,10 @@ def _train(
     for row, after in zip(rows, evaluations):
         value = after.of(row.seed.objective, row.history.train_loss)
         fields = row.fields(spent[id(row)] + seconds)
-        yield row.spec, finished(row.spec, row.seed.objective, value, val_loss=after.val_loss, metrics=after.metrics, **fields)
+        yield (
+            row.spec,
+            finished(row.spec, row.seed.objective, value, val_loss=after.val_loss, metrics=after.metrics, **fields),
+        )
 
 
 def _grouped(rows: list[_Row], stack: Stack) -> list[Group]:

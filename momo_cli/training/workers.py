@@ -137,7 +137,13 @@ def _work(connection: Connection, source: TaskSource, settings: Settings, device
         while True:
             specs, together = connection.recv()
             for spec, run in train_unit(
-                source, specs, settings, torch.device(device), together, watch, lambda line: connection.send(("said", line))
+                source,
+                specs,
+                settings,
+                torch.device(device),
+                together,
+                watch,
+                lambda line: connection.send(("said", line)),
             ):
                 connection.send(("ended", spec, run))
             connection.send(("idle",))

@@ -18,15 +18,25 @@ def test_python_examples(folder):
     ran = 0
     for language, block in BLOCKS:
         if language == "python" and not block.startswith("# mymodule.py"):
-            done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+            done = subprocess.run(
+                [sys.executable, "-c", block], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+            )
             assert done.returncode == 0, block + done.stderr
             ran += 1
     assert ran
 
 
 def test_commands_in_their_order(momo, folder):
-    (folder / "mymodule.py").write_text(next(b for language, b in BLOCKS if language == "python" and b.startswith("# mymodule.py")))
-    commands = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line.startswith("momo ")]
+    (folder / "mymodule.py").write_text(
+        next(b for language, b in BLOCKS if language == "python" and b.startswith("# mymodule.py"))
+    )
+    commands = [
+        line
+        for language, block in BLOCKS
+        if language == "sh"
+        for line in block.splitlines()
+        if line.startswith("momo ")
+    ]
     assert len(commands) >= 10
     for command in commands:
         code, out, err = momo(*shlex.split(command)[1:])

@@ -10,11 +10,11 @@ import threading
 import time
 
 import pytest
+from support import TASK, alive, children, wait_for_trials
 
 from momo_cli.errors import UserError
 from momo_cli.runs import Run
 from momo_cli.store import Store, study_key
-from support import TASK, alive, children, wait_for_trials
 
 KEY = study_key("task", "digest", {}, {"maximize": False})
 
@@ -54,7 +54,9 @@ def test_what_the_storage_refuses_is_said_before_anything_is_trained(folder, mom
     (folder / "broken.db").write_text("no database")
     process = momo_process("sweep", "mymodule", "--lrs", "0.1", "--storage", "broken.db")
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and "--storage sqlite:///broken.db can't be used" in err and len(err.splitlines()) <= 3
+    assert (
+        process.returncode == 2 and "--storage sqlite:///broken.db can't be used" in err and len(err.splitlines()) <= 3
+    )
 
     (folder / "read").mkdir()
     with Store("sqlite:///read/only.db").open(KEY) as runs, pytest.raises(UserError, match="can't be used"):
@@ -64,7 +66,9 @@ def test_what_the_storage_refuses_is_said_before_anything_is_trained(folder, mom
 
 
 def test_killed_in_the_middle_it_leaves_no_process_and_keeps_what_was_stored(folder, momo, momo_process):
-    (folder / "mymodule.py").write_text(TASK + "\nimport time\n_build = build\ndef build(seed):\n    time.sleep(0.3)\n    return _build(seed)\n")
+    (folder / "mymodule.py").write_text(
+        TASK + "\nimport time\n_build = build\ndef build(seed):\n    time.sleep(0.3)\n    return _build(seed)\n"
+    )
     process = momo_process("sweep", "mymodule", "--lrs", "1e-3:1:40", "--together", "off", "--jobs", "1")
     wait_for_trials(3)
     others = children(process.pid)
@@ -111,8 +115,14 @@ def test_a_locked_database_is_called_locked(folder, momo):
 
 def test_a_task_may_change_the_folder(folder, momo):
     (folder / "elsewhere").mkdir()
-    (folder / "mymodule.py").write_text(TASK.replace("    data =", "    import os; os.chdir('elsewhere') if os.path.isdir('elsewhere') else None\n    data ="))
+    (folder / "mymodule.py").write_text(
+        TASK.replace(
+            "    data =", "    import os; os.chdir('elsewhere') if os.path.isdir('elsewhere') else None\n    data ="
+        )
+    )
     code, _, err = momo("sweep", str(folder / "mymodule.py"), "--lrs", "0.1,1", "--json", "out.json")
     assert code == 0, err
     os.chdir(folder)
-    assert (folder / "out.json").exists() and (folder / "momo.db").exists() and not any((folder / "elsewhere").iterdir())
+    assert (
+        (folder / "out.json").exists() and (folder / "momo.db").exists() and not any((folder / "elsewhere").iterdir())
+    )

@@ -42,7 +42,21 @@ def test_further_arguments_are_tuned_and_weighed(momo):
 
 
 def test_pruned_runs_stop_early_and_do_not_count(momo):
-    found, _ = result(momo, "sweep", "mymodule", "-o", "sgd", "--trials", "24", "--epochs", "10", "--pruner", "median", "--lr-range", "1e-5:0.3")
+    found, _ = result(
+        momo,
+        "sweep",
+        "mymodule",
+        "-o",
+        "sgd",
+        "--trials",
+        "24",
+        "--epochs",
+        "10",
+        "--pruner",
+        "median",
+        "--lr-range",
+        "1e-5:0.3",
+    )
     pruned = [r for r in found["runs"] if r["status"] == "pruned"]
     whole = [r for r in found["runs"] if r["status"] == "ok"]
     assert pruned and whole and max(r["steps"] for r in pruned) < whole[0]["steps"] == 60

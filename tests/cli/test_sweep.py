@@ -92,8 +92,13 @@ def test_a_loss_below_momos_bound_is_told(momo, folder):
 
 def test_smaller_accuracies_are_questioned(momo, folder):
     file = folder / "mymodule.py"
-    file.write_text(file.read_text().replace("return model, loss, train", "return {'model': model, 'loss': loss, 'train': train, 'val': train, "
-                                             "'metrics': lambda m, b: {'accuracy': m(b[0]).mean()}}"))
+    file.write_text(
+        file.read_text().replace(
+            "return model, loss, train",
+            "return {'model': model, 'loss': loss, 'train': train, 'val': train, "
+            "'metrics': lambda m, b: {'accuracy': m(b[0]).mean()}}",
+        )
+    )
     assert "add --maximize" in momo(*GRID, "--objective", "accuracy")[1]
     assert "add --maximize" not in momo(*GRID, "--objective", "accuracy", "--maximize")[1]
     code, _, err = momo(*GRID, "--objective", "acuracy", "--storage", "other.db")
@@ -145,7 +150,11 @@ def test_a_named_study_refuses_other_settings(momo):
 
 def test_a_user_error_fails_its_runs_alone(momo, folder):
     file = folder / "mymodule.py"
-    file.write_text(file.read_text().replace("    return model", "    if seed == 1: raise KeyError('no such file')\n    return model"))
+    file.write_text(
+        file.read_text().replace(
+            "    return model", "    if seed == 1: raise KeyError('no such file')\n    return model"
+        )
+    )
     code, out, err = momo(*GRID, "--seeds", "2", "--json", "-")
     assert code == 0
     runs = json.loads(out)["runs"]
@@ -154,7 +163,9 @@ def test_a_user_error_fails_its_runs_alone(momo, folder):
     file.write_text(file.read_text().replace("seed == 1", "True"))
     code, _, err = momo(*GRID)
     assert code == 2 and "KeyError" in err
-    file.write_text(file.read_text().replace("if True: raise", "loss = lambda *a: {}['x']").replace("KeyError('no such file')", ""))
+    file.write_text(
+        file.read_text().replace("if True: raise", "loss = lambda *a: {}['x']").replace("KeyError('no such file')", "")
+    )
     code, _, err = momo(*GRID)
     assert code == 1 and "Every run failed" in err
 
@@ -229,7 +240,11 @@ def test_a_wrong_return_value_is_said_plainly(momo, folder, returned):
 
 def test_all_three_forms_of_return_are_the_same_task(momo, folder):
     results = []
-    for form in ("model, loss, train", "{'model': model, 'loss': loss, 'train': train}", "momo_cli.Task(model=model, loss=loss, train=train)"):
+    for form in (
+        "model, loss, train",
+        "{'model': model, 'loss': loss, 'train': train}",
+        "momo_cli.Task(model=model, loss=loss, train=train)",
+    ):
         file = folder / "mymodule.py"
         file.write_text(re.sub("return .*train.*", f"return {form}", "import momo_cli\n" + file.read_text()))
         results.append([r["objective"] for r in document(momo, *GRID)[0]["runs"]])
@@ -238,8 +253,10 @@ def test_all_three_forms_of_return_are_the_same_task(momo, folder):
 
 def test_interrupted_it_keeps_what_finished_and_goes_on(momo, momo_process, folder):
     file = folder / "mymodule.py"
-    file.write_text(file.read_text() + "\nimport time\n_build = build\n"
-                    "def build(seed):\n    time.sleep(0.4)\n    return _build(seed)\n")
+    file.write_text(
+        file.read_text() + "\nimport time\n_build = build\n"
+        "def build(seed):\n    time.sleep(0.4)\n    return _build(seed)\n"
+    )
     process = momo_process("sweep", "mymodule", "--lrs", "1e-3:1:12", "--together", "off", "--jobs", "1")
     wait_for_trials(3)
     process.send_signal(signal.SIGINT)
@@ -258,8 +275,12 @@ def test_help_is_quick_because_nothing_heavy_is_imported(folder):
             "import sys; from momo_cli.__main__ import run; run(sys.argv[1:]);"
             "print([m for m in ('torch', 'optuna', 'numpy', 'matplotlib', 'sklearn') if m in sys.modules], file=sys.stderr)"
         )
-        done = subprocess.run([sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": str(folder.__class__(__file__).parents[2])})
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments.split()],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(folder.__class__(__file__).parents[2])},
+        )
         assert done.stderr.strip().endswith("[]"), done.stderr
         assert done.stdout
 

@@ -25,7 +25,9 @@ def tables(draw, optimizers=4, seeds=4, initial=True, clean=False):
         for lr in sorted(draw(st.sets(st.sampled_from(LRS), min_size=1, max_size=6))):
             for seed in range(draw(st.integers(1, seeds))):
                 status = "ok" if clean else draw(st.sampled_from(["ok"] * 6 + ["diverged", "failed", "pruned"]))
-                value = draw(numbers if clean else st.one_of(numbers, numbers, st.sampled_from([None, math.nan, math.inf])))
+                value = draw(
+                    numbers if clean else st.one_of(numbers, numbers, st.sampled_from([None, math.nan, math.inf]))
+                )
                 runs.append(Run(name, lr, seed, status, value, starts[seed]))
     return runs
 
@@ -52,7 +54,9 @@ def plainly(runs, maximize, draws):
     cells = {}
     for r in runs:
         own = starts.get(r.seed, l0)
-        cells.setdefault(r.optimizer, {}).setdefault(r.lr, {})[r.seed] = min(sign * r.objective, own) if ended(r) else own
+        cells.setdefault(r.optimizer, {}).setdefault(r.lr, {})[r.seed] = (
+            min(sign * r.objective, own) if ended(r) else own
+        )
 
     def curve(optimizer, times):
         values = {}
@@ -145,7 +149,10 @@ def check_range(entry, values, best, l0):
     assert width["low"] <= entry["best_lr"] <= width["high"]
     x = [math.log10(lr) for lr in lrs]
     y = [values[lr] for lr in lrs]
-    for end, is_open, last, beyond in ((width["low"], width["open_low"], x[0], -1e-3), (width["high"], width["open_high"], x[-1], 1e-3)):
+    for end, is_open, last, beyond in (
+        (width["low"], width["open_low"], x[0], -1e-3),
+        (width["high"], width["open_high"], x[-1], 1e-3),
+    ):
         at = math.log10(end)
         inside = np.linspace(math.log10(entry["best_lr"]), at, 50)
         assert (np.interp(inside, x, y) <= bound + 1e-6).all()
@@ -175,7 +182,9 @@ def of(result, *path):
 @given(tables())
 def test_scaling_all_learning_rates_changes_learning_rates_alone(runs):
     plain = figures.analyze(runs, resamples=30)
-    scaled = figures.analyze([Run(r.optimizer, r.lr * 100, r.seed, r.status, r.objective, r.initial) for r in runs], resamples=30)
+    scaled = figures.analyze(
+        [Run(r.optimizer, r.lr * 100, r.seed, r.status, r.objective, r.initial) for r in runs], resamples=30
+    )
     for a, b in zip(plain["optimizers"], scaled["optimizers"]):
         assert a["values"] == b["values"] and a["best"] == b["best"] and a["expected_best"] == b["expected_best"]
         assert near(a["best_lr"] and a["best_lr"] * 100, b["best_lr"])
@@ -188,7 +197,9 @@ def test_scaling_all_learning_rates_changes_learning_rates_alone(runs):
 @given(tables(clean=True), st.floats(-100, 100))
 def test_adding_a_constant_changes_no_sensitivity_or_regret(runs, constant):
     plain = figures.analyze(runs, resamples=30)
-    moved = figures.analyze([Run(r.optimizer, r.lr, r.seed, "ok", r.objective + constant, r.initial + constant) for r in runs], resamples=30)
+    moved = figures.analyze(
+        [Run(r.optimizer, r.lr, r.seed, "ok", r.objective + constant, r.initial + constant) for r in runs], resamples=30
+    )
     for a, b in zip(plain["optimizers"], moved["optimizers"]):
         for figure in ("sensitivity", "regret"):
             assert all(near(a[figure][key], b[figure][key]) for key in ("value", "low", "high"))
@@ -232,9 +243,15 @@ def test_nothing_is_made_up():
     [lost] = figures.analyze(grid("adam", [None, None, None]))["optimizers"]
     assert lost["values"] == [None] * 3 and lost["expected_best"] == dict.fromkeys("1248")
     [lost] = figures.analyze(grid("adam", [None, None, None], initial=2.0))["optimizers"]
-    assert lost["best"] is lost["sensitivity"]["value"] is lost["regret"]["value"] is lost["good_range"]["decades"] is None
-    lost, fine = figures.analyze(grid("adam", [None, None], initial=2.0) + grid("momo", [1.0, 1.0], initial=2.0))["optimizers"]
-    assert lost["regret"]["value"] == 1.0 and lost["sensitivity"]["value"] is None and fine["sensitivity"]["value"] == 0.0
+    assert (
+        lost["best"] is lost["sensitivity"]["value"] is lost["regret"]["value"] is lost["good_range"]["decades"] is None
+    )
+    lost, fine = figures.analyze(grid("adam", [None, None], initial=2.0) + grid("momo", [1.0, 1.0], initial=2.0))[
+        "optimizers"
+    ]
+    assert (
+        lost["regret"]["value"] == 1.0 and lost["sensitivity"]["value"] is None and fine["sensitivity"]["value"] == 0.0
+    )
     [one] = figures.analyze(grid("adam", [1.0], initial=2.0))["optimizers"]
     assert one["best"] == 1.0 and one["best_at_edge"] and one["sensitivity"]["value"] is one["regret"]["value"] is None
     [odd] = figures.analyze([Run("adam", lr, objective=1.0) for lr in (math.nan, 0.0, -1.0)])["optimizers"]
@@ -256,12 +273,18 @@ def test_resamples_are_paired():
     for lr in (0.1, 1.0, 10.0):
         for seed in range(5):
             value = rng.random()
-            runs += [Run("momo", lr, seed, objective=value, initial=9.0), Run("adam", lr, seed, objective=2 * value, initial=9.0)]
+            runs += [
+                Run("momo", lr, seed, objective=value, initial=9.0),
+                Run("adam", lr, seed, objective=2 * value, initial=9.0),
+            ]
     [pair] = figures.analyze(runs)["comparisons"]
     assert all(value == pytest.approx(0.5) for value in pair["sensitivity_ratio"].values())
 
 
 def test_ties_go_to_the_smaller_learning_rate_and_capped_counts_steps():
-    runs = [Run("momo", lr, 0, "ok", 1.0, 2.0, steps=steps, capped=share) for lr, steps, share in ((1.0, 300, 0.5), (0.1, 100, 0.1))]
+    runs = [
+        Run("momo", lr, 0, "ok", 1.0, 2.0, steps=steps, capped=share)
+        for lr, steps, share in ((1.0, 300, 0.5), (0.1, 100, 0.1))
+    ]
     [entry] = figures.analyze(runs)["optimizers"]
     assert entry["best_lr"] == 0.1 and entry["capped"] == pytest.approx(0.4)

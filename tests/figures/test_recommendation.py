@@ -20,9 +20,14 @@ def advice(runs, **more):
 def test_the_least_regret_among_those_near_the_best():
     runs = grid("adam", [9, 1.0, 9, 9, 9]) + grid("momo", [2, 1.4, 1.2, 1.3, 2]) + grid("sgd", [2, 2, 2, 2, 2])
     robust, best = advice(runs), advice(runs, prefer="best")
-    assert (robust["optimizer"], robust["lr"]) == ("momo", 1.0)  # 1.2 is within 5 % of the way from 1 to 10, sgd's 2 isn't
+    assert (robust["optimizer"], robust["lr"]) == (
+        "momo",
+        1.0,
+    )  # 1.2 is within 5 % of the way from 1 to 10, sgd's 2 isn't
     assert (best["optimizer"], best["lr"], best["expected"]) == ("adam", 0.1, 1.0)
-    assert robust["expected"] == 1.2 and robust["code"].startswith("import momo\noptimizer = momo.Momo(model.parameters(), lr=1.0)")
+    assert robust["expected"] == 1.2 and robust["code"].startswith(
+        "import momo\noptimizer = momo.Momo(model.parameters(), lr=1.0)"
+    )
     assert not robust["warnings"] or "runs off" not in " ".join(robust["warnings"])
 
 
@@ -72,7 +77,16 @@ def test_the_lower_bound():
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["momo", "momo-adam-star", "sgd-m", "adamw(betas=(0.9, 0.95), weight_decay=0.1)", "rmsprop", "a.b:C(d='x')", "no such"]
+    "optimizer",
+    [
+        "momo",
+        "momo-adam-star",
+        "sgd-m",
+        "adamw(betas=(0.9, 0.95), weight_decay=0.1)",
+        "rmsprop",
+        "a.b:C(d='x')",
+        "no such",
+    ],
 )
 def test_the_code_is_code(optimizer):
     ast.parse(code(optimizer, 3e-05))

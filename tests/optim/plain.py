@@ -34,9 +34,7 @@ class Plain:
                 if x.grad is None:
                     continue
                 g, xd = x.grad.double(), x.double()
-                m = self.memory.setdefault(
-                    x, dict(j=0, d=torch.zeros_like(xd), v=torch.zeros_like(xd), gamma=0.0)
-                )
+                m = self.memory.setdefault(x, dict(j=0, d=torch.zeros_like(xd), v=torch.zeros_like(xd), gamma=0.0))
                 m["j"] += 1
                 gx = (g * xd).sum().item()
                 if m["j"] == 1 and not self.bias_correction:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import Plain
+from optim.plain import Plain
 
 from momo import Momo, MomoAdam
 
@@ -57,7 +57,12 @@ def run(groups, adam, options, seed, missing, dtype=torch.float64, steps=12, str
     groups=st.lists(
         st.tuples(
             st.fixed_dictionaries(
-                dict(lr=rates, weight_decay=decays, beta2=st.sampled_from([0.9, 0.999]), eps=st.sampled_from([1e-8, 1e-2]))
+                dict(
+                    lr=rates,
+                    weight_decay=decays,
+                    beta2=st.sampled_from([0.9, 0.999]),
+                    eps=st.sampled_from([1e-8, 1e-2]),
+                )
             ),
             shapes,
         ),

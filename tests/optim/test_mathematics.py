@@ -207,7 +207,9 @@ def test_splitting_a_group_changes_nothing(cls, use_fstar):
 numbers = st.floats(-3, 3)
 positive = st.floats(0, 3)
 runs = st.lists(
-    st.tuples(numbers, numbers, positive, st.floats(0, 1), numbers, st.booleans(), numbers, positive), min_size=1, max_size=5
+    st.tuples(numbers, numbers, positive, st.floats(0, 1), numbers, st.booleans(), numbers, positive),
+    min_size=1,
+    max_size=5,
 )
 
 

@@ -372,7 +372,11 @@ print(native.status())
 def start(tmp_path, **environment):
     values = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | environment
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SCRIPT], env=values, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-W", "error", "-c", SCRIPT],
+        env=values,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 

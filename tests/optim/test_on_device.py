@@ -27,7 +27,9 @@ def train(cls, steps=8, **options):
 
 
 @pytest.mark.parametrize("use_fstar", [False, True])
-@pytest.mark.parametrize("cls, options", [(Momo, {}), (Momo, {"bias_correction": True}), (MomoAdam, {}), (MomoAdam, {"divide": False})])
+@pytest.mark.parametrize(
+    "cls, options", [(Momo, {}), (Momo, {"bias_correction": True}), (MomoAdam, {}), (MomoAdam, {"divide": False})]
+)
 def test_scalars_as_tensors_give_the_same_iterates(cls, options, use_fstar, monkeypatch):
     expected, numbers = train(cls, use_fstar=use_fstar, **options)
     monkeypatch.setattr(passes, "on_host", lambda device: False)

@@ -66,7 +66,12 @@ def test_all_ways_to_pass_the_loss_are_the_same_step(cls):
         optimizer.step()
 
     expected = final(closure)
-    for way in (with_loss(lambda x: x), with_loss(lambda x: x.item()), with_loss(lambda x: x.detach().reshape(1)), recorded):
+    for way in (
+        with_loss(lambda x: x),
+        with_loss(lambda x: x.item()),
+        with_loss(lambda x: x.detach().reshape(1)),
+        recorded,
+    ):
         assert torch.equal(final(way), expected)
     torch.testing.assert_close(final(recorded_in_parts), expected)
 
@@ -207,7 +212,13 @@ def test_a_loss_that_is_nan_is_not_hidden(cls):
 
 @both
 def test_parameters_of_several_dtypes_and_kinds(cls):
-    params = [leaf(3), leaf(2, 2, dtype=torch.float64), leaf(5, dtype=torch.bfloat16), leaf(dtype=torch.float16), leaf(0)]
+    params = [
+        leaf(3),
+        leaf(2, 2, dtype=torch.float64),
+        leaf(5, dtype=torch.bfloat16),
+        leaf(dtype=torch.float16),
+        leaf(0),
+    ]
     optimizer = cls(params, lr=1e-2, weight_decay=0.1)
     before = [p.detach().clone() for p in params]
     for _ in range(3):
@@ -305,7 +316,7 @@ def test_what_cannot_be_optimised(cls):
 )
 def test_options_out_of_range(name, values):
     for cls in (Momo, MomoAdam):
-        if name == "beta" and cls is MomoAdam or name in ("betas", "eps") and cls is Momo:
+        if (name == "beta" and cls is MomoAdam) or (name in ("betas", "eps") and cls is Momo):
             continue
         for value in values:
             with pytest.raises(ValueError, match=name):
@@ -358,12 +369,18 @@ def test_memory(cls, shapes):
     optimizer = cls(params, weight_decay=0.1)
     for _ in range(2):
         optimizer.step(loss=1.0)
-    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for s in optimizer.state.values() for t in s.values()}
+    kept = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for s in optimizer.state.values()
+        for t in s.values()
+    }
     assert sum(kept.values()) <= (1 if cls is Momo else 2) * size + 64 * len(params)
     scratch = sum(t.untyped_storage().nbytes() for t in optimizer._plan.scratch._kept.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
             optimizer.step(loss=1.0)
-    allocated = sum(e.nbytes() for e in traced.profiler.kineto_results.events() if e.name() == "[memory]" and e.nbytes() > 0)
+    allocated = sum(
+        e.nbytes() for e in traced.profiler.kineto_results.events() if e.name() == "[memory]" and e.nbytes() > 0
+    )
     assert scratch + allocated <= max(0.05 * size, 16 * 2**20)

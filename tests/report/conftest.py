@@ -38,7 +38,17 @@ def a_report(
                     run.status, run.objective, run.error = "failed", None, "Traceback\nValueError: bad shape"
                 runs.append(run)
     return Report(
-        task, "a-key", "val_loss", False, runs, figures.analyze(runs), None, {"epochs": 5}, ["A note."], command, defaults
+        task,
+        "a-key",
+        "val_loss",
+        False,
+        runs,
+        figures.analyze(runs),
+        None,
+        {"epochs": 5},
+        ["A note."],
+        command,
+        defaults,
     )
 
 

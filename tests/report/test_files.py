@@ -97,5 +97,7 @@ def test_markdown(make_report):
     text = markdown.render(report)
     assert text.startswith("## a\\|b &lt;i&gt;")
     tables = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.M)
-    assert len(tables) == 2 and all(len({len(re.findall(r"(?<!\\)\|", row)) for row in t.splitlines()}) == 1 for t in tables)
+    assert len(tables) == 2 and all(
+        len({len(re.findall(r"(?<!\\)\|", row)) for row in t.splitlines()}) == 1 for t in tables
+    )
     assert "```python\nimport momo\n" in text and "`epochs=5`" in text and "A note." in text

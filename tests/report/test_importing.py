@@ -48,7 +48,11 @@ def test_the_last_epoch_counts(table):
     area = lambda values: sum((a + b) / 2 for a, b in zip(values, values[1:])) / (len(values) - 1)
     assert adam["values"] == [0.3, 0.1, 0.8, 0.9]
     assert adam["sensitivity"] == {"value": pytest.approx(area([0.2, 0.0, 0.7, 0.8])), "low": None, "high": None}
-    assert momo_adam["regret"]["value"] == momo_adam["sensitivity"]["value"] == pytest.approx(area([0.21, 0.02, 0.0, 0.03]))
+    assert (
+        momo_adam["regret"]["value"]
+        == momo_adam["sensitivity"]["value"]
+        == pytest.approx(area([0.21, 0.02, 0.0, 0.03]))
+    )
     assert sgd_m["regret"]["value"] == pytest.approx(area([0.81, 0.11, 0.06, 0.81]))
     ratio = analysis["comparisons"][0]
     assert (ratio["a"], ratio["b"]) == ("momo-adam", "adam")
@@ -92,7 +96,9 @@ def test_seeds_with_epochs_in_either_order(tmp_path, by_epoch):
 
 def test_seeds_by_name_and_numbers_with_a_mark(tmp_path):
     path = tmp_path / "t.tsv"
-    path.write_text("\ufeffo\tlr\tseed\tv\nsgd\t0.1\tblue\t1\nsgd\t0.1\tred\tNaN\nsgd\tnone\tred\t3\n", encoding="utf-8")
+    path.write_text(
+        "\ufeffo\tlr\tseed\tv\nsgd\t0.1\tblue\t1\nsgd\t0.1\tred\tNaN\nsgd\tnone\tred\t3\n", encoding="utf-8"
+    )
     runs, notes = read_csv(path, lr_col="lr", optimizer_cols=["o"], value_col="v", seed_col="seed", initial=5.0)
     assert [(r.seed, r.status, r.initial) for r in runs] == [(0, "ok", 5.0), (1, "diverged", 5.0)]
     assert any("1 row" in note for note in notes) and any("not whole numbers" in note for note in notes)
@@ -114,7 +120,10 @@ def test_what_is_wrong_is_told(table, change, code, says):
     assert error.value.code == code and says in str(error.value) and len(str(error.value).splitlines()) <= 3
 
 
-@pytest.mark.parametrize("content", [b"", b"a,b\n", b"o,lr,v\nsgd,0.1\n", b"o,lr,v\nsgd,none,1\n", b"\xff\xfe\x00", b"o,lr,v,v\ns,1,1,1\n", None])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a,b\n", b"o,lr,v\nsgd,0.1\n", b"o,lr,v\nsgd,none,1\n", b"\xff\xfe\x00", b"o,lr,v,v\ns,1,1,1\n", None],
+)
 def test_a_file_that_cannot_be_used(tmp_path, content):
     path = tmp_path / "t.csv"
     if content is not None:
@@ -145,7 +154,17 @@ def test_the_document(make_report):
     report.recommendation = recommendation.recommend(report.analysis, report.runs, task=report.task)
     text = json.dumps(document.to_json(report), allow_nan=False)
     found = json.loads(text)
-    assert list(found) == ["schema", "task", "study", "objective", "initial", "runs", "optimizers", "comparisons", "recommendation"]
+    assert list(found) == [
+        "schema",
+        "task",
+        "study",
+        "objective",
+        "initial",
+        "runs",
+        "optimizers",
+        "comparisons",
+        "recommendation",
+    ]
     assert found["schema"] == "momo/1" and found["objective"] == {"name": "val_loss", "direction": "minimize"}
     assert list(found["runs"][0]) == [
         "optimizer", "lr", "seed", "status", "objective", "initial", "train_loss", "val_loss",

@@ -18,7 +18,10 @@ LONG = ("momo", "schedulefree:AdamWScheduleFree", "adamw(weight_decay=0.1)", "pr
 def shown(show, report, width=None, colour=False, encoding="utf-8"):
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding)
-    show(report, Console(file=file, width=width, force_terminal=colour or None, color_system="truecolor" if colour else None))
+    show(
+        report,
+        Console(file=file, width=width, force_terminal=colour or None, color_system="truecolor" if colour else None),
+    )
     file.flush()
     return raw.getvalue().decode(encoding)
 

@@ -14,7 +14,9 @@ from momo_cli.training.single import train_run
 
 
 def trained(task, optimizer, lr, **settings):
-    return train_run(find_task(task), RunSpec(OptimizerSpec.parse(optimizer), lr, 0), Settings(**settings), torch.device("cpu"))
+    return train_run(
+        find_task(task), RunSpec(OptimizerSpec.parse(optimizer), lr, 0), Settings(**settings), torch.device("cpu")
+    )
 
 
 def test_digits():
@@ -37,7 +39,10 @@ def cifar(tmp_path):
 
     def write(folder, name, labels, classes):
         (tmp_path / folder).mkdir(exist_ok=True)
-        batch = {b"data": numpy.random.default_rng(0).integers(0, 256, (20, 3072), dtype="uint8"), labels: [i % classes for i in range(20)]}
+        batch = {
+            b"data": numpy.random.default_rng(0).integers(0, 256, (20, 3072), dtype="uint8"),
+            labels: [i % classes for i in range(20)],
+        }
         (tmp_path / folder / name).write_bytes(pickle.dumps(batch, protocol=3))
 
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
@@ -47,13 +52,20 @@ def cifar(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name, parameters", [("cifar10-resnet20", 0.27e6), ("cifar100-resnet110", 1.73e6), ("cifar10-vit", 2.7e6)])
+@pytest.mark.parametrize(
+    "name, parameters", [("cifar10-resnet20", 0.27e6), ("cifar100-resnet110", 1.73e6), ("cifar10-vit", 2.7e6)]
+)
 def test_cifar_tasks_on_the_users_files(cifar, name, parameters):
     arguments = {"data": str(cifar), "batch_size": 8}
     task = find_task(name, arguments).build(0, "cpu")
     assert sum(p.numel() for p in task.model.parameters()) == pytest.approx(parameters, rel=0.02)
     if name != "cifar100-resnet110":  # the same code, only deeper
-        run = train_run(find_task(name, arguments), RunSpec(OptimizerSpec.parse("momo"), 0.1, 0), Settings(steps=3), torch.device("cpu"))
+        run = train_run(
+            find_task(name, arguments),
+            RunSpec(OptimizerSpec.parse("momo"), 0.1, 0),
+            Settings(steps=3),
+            torch.device("cpu"),
+        )
         assert run.status == "ok" and 0 <= run.metrics["accuracy"] <= 1
 
 

@@ -31,9 +31,15 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         for argument, value in zip(function._schema.arguments, args):
             # native_batch_norm's schema does not tell that it changes the running statistics.
-            if argument.alias_info is not None and argument.alias_info.is_write or argument.name in ("running_mean", "running_var"):
+            if (
+                (argument.alias_info is not None
+                and argument.alias_info.is_write)
+                or argument.name in ("running_mean", "running_var")
+            ):
                 for tensor in value if isinstance(value, (list, tuple)) else [value]:
-                    whole = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+                    whole = tensor.detach().as_strided(
+                        (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0
+                    )
                     self.changed.setdefault(tensor.untyped_storage().data_ptr(), (whole, whole.clone()))
         result = function(*args, **kwargs)
         self.operations.append((function, args, kwargs, result))
@@ -47,7 +53,9 @@ class Tape(TorchDispatchMode):
     def repeat(self):
         with torch.no_grad():
             for function, args, kwargs, result in self.operations:
-                flat = lambda r: [t for t in (r if isinstance(r, (list, tuple)) else [r]) if isinstance(t, torch.Tensor)]  # noqa: E731
+                flat = lambda r: [
+                    t for t in (r if isinstance(r, (list, tuple)) else [r]) if isinstance(t, torch.Tensor)
+                ]
                 for static, tensor in zip(flat(result), flat(function(*args, **kwargs))):
                     if static.data_ptr() != tensor.data_ptr():
                         static.copy_(tensor)
@@ -80,7 +88,11 @@ def specs_of(labels, seeds=2):
 
 
 @pytest.mark.parametrize("task", ["digits-mlp", "digits-cnn"])
-@pytest.mark.parametrize("settings", [Settings(steps=36), Settings(steps=36, schedule="cosine", warmup=0.2, clip=0.5)], ids=["plain", "schedule, clip"])
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(steps=36), Settings(steps=36, schedule="cosine", warmup=0.2, clip=0.5)],
+    ids=["plain", "schedule, clip"],
+)
 def test_captured_steps_are_the_plain_ones(captured, monkeypatch, task, settings):
     """36 steps of 23 batches a pass: two shapes of batch, the smaller one too rare to be captured."""
     specs = specs_of(LABELS if task == "digits-mlp" else LABELS[:1] + LABELS[3:4])
@@ -97,7 +109,9 @@ def test_captured_steps_are_the_plain_ones(captured, monkeypatch, task, settings
 
 
 def test_a_stack_that_is_compacted_is_captured_anew(captured):
-    specs = [RunSpec(OptimizerSpec.parse(label), lr, 0) for label in ("sgd", "momo", "adam") for lr in (1e-3, 3e-3, 1e6, 3e6)]
+    specs = [
+        RunSpec(OptimizerSpec.parse(label), lr, 0) for label in ("sgd", "momo", "adam") for lr in (1e-3, 3e-3, 1e6, 3e6)
+    ]
     runs = dict(train_together(find_task("digits-mlp"), specs, Settings(steps=60), CPU))
     assert len(captured) > 1 and all(step.gave_up is None for step in captured) and captured[-1]._captured
     for spec in specs:
@@ -107,7 +121,7 @@ def test_a_stack_that_is_compacted_is_captured_anew(captured):
             assert runs[spec].objective == pytest.approx(alone.objective, rel=1e-4)
 
 
-ODD = '''
+ODD = """
 import torch
 from torch import nn
 class Odd(nn.Module):
@@ -121,7 +135,7 @@ def build(seed):
     x = torch.randn(64, 6); y = x.sum(1, keepdim=True)
     loss = lambda model, b: nn.functional.mse_loss(model(b[0]), b[1])
     return Odd(), loss, list(zip(x.split(16), y.split(16)))
-'''
+"""
 
 
 @pytest.mark.parametrize(

@@ -64,14 +64,23 @@ def test_the_command_line_decides_where_it_says(monkeypatch):
     cpu = [CPU]
     assert planned(monkeypatch, "digits-mlp", specs_of(), Resources(cpu, 1, 1)) == (1, 0)
     assert planned(monkeypatch, "digits-mlp", specs_of(), Resources(cpu, 5, 2)) == (5, 2)
-    assert planned(monkeypatch, "digits-mlp", specs_of(2), Resources(cpu, 1, 9)) == (1, 2)  # no more processes than runs
+    assert planned(monkeypatch, "digits-mlp", specs_of(2), Resources(cpu, 1, 9)) == (
+        1,
+        2,
+    )  # no more processes than runs
     assert planned(monkeypatch, "digits-mlp", specs_of(), Resources(cpu, 1, None)) == (1, 4)
-    assert planned(monkeypatch, "digits-mlp", specs_of(), Resources(cpu, 1, None), separate=1e-4) == (1, 0)  # not worth it
+    assert planned(monkeypatch, "digits-mlp", specs_of(), Resources(cpu, 1, None), separate=1e-4) == (
+        1,
+        0,
+    )  # not worth it
     assert planned(monkeypatch, "digits-mlp", specs_of(8, "lbfgs"), Resources(cpu, 4, 1)) == (1, 0)  # needs closures
     assert planned(monkeypatch, "digits-mlp", specs_of(), Resources(cpu, 4, 1), settings=Settings(amp="fp16")) == (1, 0)
 
 
-@pytest.mark.parametrize("stacked, expected", [(lambda k: 0.012, 64), (lambda k: 0.012 * k, 1), (lambda k: 0.096 if k <= 32 else 0.004 * k, 32)])
+@pytest.mark.parametrize(
+    "stacked, expected",
+    [(lambda k: 0.012, 64), (lambda k: 0.012 * k, 1), (lambda k: 0.096 if k <= 32 else 0.004 * k, 32)],
+)
 def test_the_stack_that_measures_best_is_taken(monkeypatch, stacked, expected):
     """``stacked(k)`` seconds for a step of k runs, against 10 ms for a step of one run alone.
 
@@ -136,9 +145,15 @@ def test_a_stack_needs_no_optimizer_of_torchs(momo_process):
 def test_a_task_that_cannot_be_stacked_says_so_in_one_line(momo, folder, monkeypatch):
     monkeypatch.setattr(execute, "_TRIFLE", 0.0)
     file = folder / "mymodule.py"
-    file.write_text(file.read_text().replace("model(batch[0]), batch[1])", "model(batch[0]), batch[1]) * (1 if model(batch[0]).mean().item() else 1)"))
+    file.write_text(
+        file.read_text().replace(
+            "model(batch[0]), batch[1])", "model(batch[0]), batch[1]) * (1 if model(batch[0]).mean().item() else 1)"
+        )
+    )
     for together in ("auto", "2"):
-        code, out, err = momo("sweep", "mymodule", "--lrs", "0.01,0.1", "--jobs", "1", "--together", together, "--fresh")
+        code, out, err = momo(
+            "sweep", "mymodule", "--lrs", "0.01,0.1", "--jobs", "1", "--together", together, "--fresh"
+        )
         assert code == 0 and err.count("can't be trained together") == 1 and "item" in err
 
 

@@ -14,7 +14,7 @@ from momo_cli.task import find_task
 from momo_cli.training.single import train_run
 
 CPU = torch.device("cpu")
-MODULE = '''
+MODULE = """
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -31,7 +31,7 @@ def build(seed, own_generator=False):
     def metrics(model, batch):
         return {"agreement": (model(batch[0]).sign() == batch[1]).float().mean()}
     return {"model": model, "loss": loss, "train": train, "val": val, "metrics": metrics}
-'''
+"""
 
 
 def plain_loop(build, make_optimizer, seed, steps, scheduler=None, clip=None):
@@ -67,9 +67,12 @@ def plain_loop(build, make_optimizer, seed, steps, scheduler=None, clip=None):
             schedule.step()
     model.eval()
     with torch.no_grad():
-        sums = [(len(x), torch.nn.functional.mse_loss(model(x), y).item(), (model(x).sign() == y).float().mean().item()) for x, y in val]
+        sums = [
+            (len(x), torch.nn.functional.mse_loss(model(x), y).item(), (model(x).sign() == y).float().mean().item())
+            for x, y in val
+        ]
     n = sum(s[0] for s in sums)
-    last = losses[-max(1, steps // 10):]
+    last = losses[-max(1, steps // 10) :]
     return sum(s[0] * s[1] for s in sums) / n, sum(s[0] * s[2] for s in sums) / n, sum(last) / len(last)
 
 
@@ -87,7 +90,9 @@ CASES = {
     "sgd-m": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, dampening=0.9),
     "sgd-nesterov": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, nesterov=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.03),
-    "adamw(weight_decay=0.2, betas=(0.8, 0.9))": lambda p: torch.optim.AdamW(p, lr=0.03, weight_decay=0.2, betas=(0.8, 0.9)),
+    "adamw(weight_decay=0.2, betas=(0.8, 0.9))": lambda p: torch.optim.AdamW(
+        p, lr=0.03, weight_decay=0.2, betas=(0.8, 0.9)
+    ),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.03),
     "lbfgs(max_iter=3)": lambda p: torch.optim.LBFGS(p, lr=0.03, max_iter=3),
     "torch.optim:Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.03),
@@ -140,7 +145,12 @@ def test_schedules_and_clipping_equal_torchs(source, settings, scheduler):
     namespace: dict = {}
     exec(MODULE, namespace)
     val_loss, _, _ = plain_loop(
-        lambda seed: namespace["build"](seed, own_generator=True), lambda p: torch.optim.AdamW(p, lr=0.02), 1, 40, scheduler, settings.clip
+        lambda seed: namespace["build"](seed, own_generator=True),
+        lambda p: torch.optim.AdamW(p, lr=0.02),
+        1,
+        40,
+        scheduler,
+        settings.clip,
     )
     assert run.objective == pytest.approx(val_loss, rel=1e-5)
 
@@ -155,7 +165,15 @@ def test_initial_value_is_measured_before_the_first_step(source):
         parts = namespace["build"](5)
         parts["model"].eval()
         with torch.no_grad():
-            pairs = [(len(b[0]), parts["loss"](parts["model"], b) if objective == "val_loss" else parts["metrics"](parts["model"], b)["agreement"]) for b in parts["val"]]
+            pairs = [
+                (
+                    len(b[0]),
+                    parts["loss"](parts["model"], b)
+                    if objective == "val_loss"
+                    else parts["metrics"](parts["model"], b)["agreement"],
+                )
+                for b in parts["val"]
+            ]
         assert run.initial == pytest.approx(float(sum(n * v for n, v in pairs) / sum(n for n, _ in pairs)), rel=1e-5)
 
 
@@ -169,14 +187,19 @@ def test_divergence_stops_a_run_at_once(source):
 
 
 def test_a_nan_loss_is_divergence(folder):
-    (folder / "t.py").write_text(MODULE.replace("return nn.functional.mse_loss(model(batch[0]), batch[1])",
-                                                "return model(batch[0]).sum() * float('nan')"))
+    (folder / "t.py").write_text(
+        MODULE.replace(
+            "return nn.functional.mse_loss(model(batch[0]), batch[1])", "return model(batch[0]).sum() * float('nan')"
+        )
+    )
     run = train_run(find_task("t.py"), RunSpec(OptimizerSpec.parse("sgd"), 0.1, 0), Settings(steps=50), CPU)
     assert run.status == "diverged" and run.steps == 1
 
 
 def test_a_failing_run_shows_the_users_frames(folder):
-    (folder / "t.py").write_text(MODULE.replace("    def loss(model, batch):\n", "    def loss(model, batch):\n        batch[2]\n"))
+    (folder / "t.py").write_text(
+        MODULE.replace("    def loss(model, batch):\n", "    def loss(model, batch):\n        batch[2]\n")
+    )
     run = train_run(find_task("t.py"), RunSpec(OptimizerSpec.parse("sgd"), 0.1, 0), Settings(), CPU)
     assert run.status == "failed"
     assert "batch[2]" in run.error and "IndexError" in run.error
@@ -217,4 +240,8 @@ def test_capped_share_and_step_sizes(source):
 def test_bf16_runs_and_keeps_float32_parameters(source):
     run = train_run(source(), RunSpec(OptimizerSpec.parse("momo"), 0.1, 0), Settings(steps=30, amp="bf16"), CPU)
     exact = train_run(source(), RunSpec(OptimizerSpec.parse("momo"), 0.1, 0), Settings(steps=30), CPU)
-    assert run.status == "ok" and run.objective == pytest.approx(exact.objective, rel=0.1) and run.objective != exact.objective
+    assert (
+        run.status == "ok"
+        and run.objective == pytest.approx(exact.objective, rel=0.1)
+        and run.objective != exact.objective
+    )

@@ -20,7 +20,7 @@ LABELS = [
     "adam", "adam(weight_decay=0.1)", "adamw", "rmsprop", "adam(amsgrad=True)",
 ]  # fmt: skip
 
-DOUBLE = '''
+DOUBLE = """
 import torch
 from momo_cli.task import find_task
 
@@ -36,7 +36,7 @@ def build(seed, task):
     made.model.double()
     made.train, made.val = Cast(made.train), Cast(made.val)
     return made
-'''
+"""
 
 
 def specs_of(labels, seeds=2):
@@ -73,7 +73,8 @@ def test_every_optimizer_agrees_in_float64(folder, task):
 
 
 @pytest.mark.parametrize(
-    "settings", [Settings(steps=50, schedule="cosine", warmup=0.2), Settings(steps=50, clip=0.1), Settings(steps=50)],
+    "settings",
+    [Settings(steps=50, schedule="cosine", warmup=0.2), Settings(steps=50, clip=0.1), Settings(steps=50)],
     ids=["schedule", "clip", "plain"],
 )
 def test_schedule_and_clipping_agree_in_float32(folder, settings):
@@ -83,7 +84,9 @@ def test_schedule_and_clipping_agree_in_float32(folder, settings):
 
 
 def test_diverging_runs_leave_and_the_others_do_not_notice(folder):
-    specs = [RunSpec(OptimizerSpec.parse("sgd"), lr, seed) for lr in (1e-2, 1e5, 1e-1, 1e6, 3e-2, 1e7) for seed in (0, 1)]
+    specs = [
+        RunSpec(OptimizerSpec.parse("sgd"), lr, seed) for lr in (1e-2, 1e5, 1e-1, 1e6, 3e-2, 1e7) for seed in (0, 1)
+    ]
     pairs = both(find_task("digits-mlp"), specs, Settings(steps=60))
     assert {stacked.status for stacked, _ in pairs} == {"ok", "diverged"}
     for stacked, alone in pairs:
@@ -94,8 +97,15 @@ def test_diverging_runs_leave_and_the_others_do_not_notice(folder):
 
 def test_a_run_can_be_stopped(folder):
     specs = specs_of(["momo", "adam"], seeds=1)
-    runs = dict(train_together(find_task("digits-mlp"), specs, Settings(steps=40), CPU,
-                               lambda spec, step, steps, loss: spec is specs[1] and step >= 10))
+    runs = dict(
+        train_together(
+            find_task("digits-mlp"),
+            specs,
+            Settings(steps=40),
+            CPU,
+            lambda spec, step, steps, loss: spec is specs[1] and step >= 10,
+        )
+    )
     assert [runs[s].status for s in specs] == ["ok", "pruned", "ok", "ok"] and runs[specs[1]].steps < 20
 
 
@@ -107,7 +117,7 @@ MODELS = {
     "unused": ("Unused()", "no gradient"),
     "captured": ("nn.Linear(6, 1)", "other values"),
 }
-ODD = '''
+ODD = """
 import torch
 from torch import nn
 def frozen(model):
@@ -134,7 +144,7 @@ def build(seed):
     loss = lambda model, b: nn.functional.mse_loss(model(b["x"]), b["meta"]["y"]) + sum(p.square().sum() for p in penalized)
     metrics = lambda model, b: {"error": (model(b["x"]) - b["meta"]["y"]).abs().mean().item()}
     return {"model": model, "loss": loss, "train": batches, "val": batches[:2], "metrics": metrics, "epochs": 6}
-'''
+"""
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -219,7 +229,9 @@ def test_the_order_of_the_data_does_not_depend_on_how_many_runs_share_a_stack(fo
         source = find_task("order.py")
         seen = source._load().__globals__["seen"]
         seen.clear()
-        list(train_together(source, [RunSpec(OptimizerSpec.parse("sgd"), lr, 0) for lr in lrs], Settings(steps=12), CPU))
+        list(
+            train_together(source, [RunSpec(OptimizerSpec.parse("sgd"), lr, 0) for lr in lrs], Settings(steps=12), CPU)
+        )
         orders.append([float(value) for value in seen])
     assert orders[0] == orders[1] and len(set(orders[0])) > 6
 
@@ -244,5 +256,3 @@ def test_optimizers_with_modes_are_put_into_them(folder):
         assert all(run.objective == pytest.approx(2.302585, rel=1e-4) for run in runs)  # all-zero logits
     finally:
         sys.path.remove(str(folder))
-
-

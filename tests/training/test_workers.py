@@ -9,7 +9,6 @@ import signal
 import time
 
 import pytest
-
 from support import TASK, alive, children, wait_for_trials
 
 GRID = ("sweep", "mymodule", "--lrs", "0.01,0.03,0.1,0.3", "-o", "momo,adam")
@@ -31,8 +30,9 @@ def test_jobs_and_stacks_change_nothing(momo):
 
 
 def test_a_worker_that_dies_costs_only_the_run_it_dies_of(momo, folder):
-    (folder / "mymodule.py").write_text(TASK.replace(
-        "    return model", "    import os\n    if seed == 1: os._exit(7)\n    return model"))
+    (folder / "mymodule.py").write_text(
+        TASK.replace("    return model", "    import os\n    if seed == 1: os._exit(7)\n    return model")
+    )
     code, out, err = momo(*GRID, "--seeds", "3", "--jobs", "2", "--together", "4", "--json", "-")
     assert code == 2 or code == 0, err
     runs = json.loads(out)["runs"]
@@ -48,9 +48,12 @@ def test_the_users_loader_may_have_workers_of_its_own(momo, folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_ends_all_workers_and_stores_what_finished(momo_process, momo, folder):
-    (folder / "mymodule.py").write_text(TASK + "\nimport time\n_build = build\n"
-                                        "def build(seed):\n    time.sleep(0.3)\n    return _build(seed)\n")
-    process = momo_process("sweep", "mymodule", "--lrs", "1e-3:1:40", "--together", "off", "--jobs", "2", start_new_session=True)
+    (folder / "mymodule.py").write_text(
+        TASK + "\nimport time\n_build = build\ndef build(seed):\n    time.sleep(0.3)\n    return _build(seed)\n"
+    )
+    process = momo_process(
+        "sweep", "mymodule", "--lrs", "1e-3:1:40", "--together", "off", "--jobs", "2", start_new_session=True
+    )
     wait_for_trials(3)
     workers = children(process.pid)
     begin = time.time()

@@ -38,12 +38,16 @@ class _PlainUnpickler(pickle.Unpickler):
 def _load(data: str | None, classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     name, train, test, labels = _PARTS[classes]
     if data is None:
-        raise UserError(f"This task needs CIFAR-{classes}: --set data=FOLDER, the unpacked {name} or the folder that holds it.")
+        raise UserError(
+            f"This task needs CIFAR-{classes}: --set data=FOLDER, the unpacked {name} or the folder that holds it."
+        )
     folder = Path(str(data))
     folder = folder / name if (folder / name).is_dir() else folder
     missing = [part for part in (*train, *test) if not (folder / part).is_file()]
     if missing:
-        raise UserError(f"--set data={data}: there is no file {missing[0]!r} in {folder}.\nUnpack the Python version of CIFAR-{classes} there.")
+        raise UserError(
+            f"--set data={data}: there is no file {missing[0]!r} in {folder}.\nUnpack the Python version of CIFAR-{classes} there."
+        )
 
     def read(parts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         images, targets = [], []
@@ -53,7 +57,9 @@ def _load(data: str | None, classes: int) -> tuple[torch.Tensor, torch.Tensor, t
                 images.append(torch.tensor(batch[b"data"]).reshape(-1, 3, 32, 32))
                 targets.append(torch.tensor(batch[labels]))
             except (pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError, RuntimeError) as error:
-                raise UserError(f"{folder / part} is not a file of CIFAR-{classes}'s Python version: {error}.") from None
+                raise UserError(
+                    f"{folder / part} is not a file of CIFAR-{classes}'s Python version: {error}."
+                ) from None
         scaled = torch.cat(images).float() / 255
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
         return (scaled - mean) / std, torch.cat(targets).long()
@@ -149,7 +155,13 @@ def resnet110(seed: int, data: str | None = None, epochs: float = 100, batch_siz
 
 
 def vit(
-    seed: int, data: str | None = None, width: int = 192, depth: int = 6, heads: int = 3, epochs: float = 200, batch_size: int = 512
+    seed: int,
+    data: str | None = None,
+    width: int = 192,
+    depth: int = 6,
+    heads: int = 3,
+    epochs: float = 200,
+    batch_size: int = 512,
 ) -> Task:
     """A small vision transformer on CIFAR-10."""
     return _task(_ViT(10, width, depth, heads), data, 10, epochs, batch_size)
