@@ -171,7 +171,9 @@ def checkpoint(rank, name, folder):
     train(net, optimizer, rank, 0, half)
     optimizer.zero_grad()
     path = str(Path(folder) / f"checkpoint-{name}")
-    dcp.save({"model": get_model_state_dict(net), "optimizer": get_optimizer_state_dict(net, optimizer)}, checkpoint_id=path)
+    dcp.save(
+        {"model": get_model_state_dict(net), "optimizer": get_optimizer_state_dict(net, optimizer)}, checkpoint_id=path
+    )
     other, resumed = sharded_model()
     state = {"model": get_model_state_dict(other), "optimizer": get_optimizer_state_dict(other, resumed)}
     dcp.load(state, checkpoint_id=path)

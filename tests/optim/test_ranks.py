@@ -30,7 +30,9 @@ def folder(tmp_path_factory):
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     script = Path(ranks.__file__)
     processes = [
-        subprocess.Popen([sys.executable, str(script), str(rank), str(folder)], env=env, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(folder)], env=env, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(ranks.WORLD)
     ]
     try:
