@@ -47,12 +47,8 @@ class _Clock:
             torch.cuda.synchronize(self.device)
         self.asked.append(time.perf_counter())
         taken = self.asked[-1] - self.asked[0]
-        if (
-            (self.limit is not None
-            and taken > self.limit)
-            or (self.device.type == "cpu"
-            and len(self.asked) > 3
-            and taken > _LONG)
+        if (self.limit is not None and taken > self.limit) or (
+            self.device.type == "cpu" and len(self.asked) > 3 and taken > _LONG
         ):
             raise _Enough
 

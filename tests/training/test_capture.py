@@ -31,10 +31,9 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         for argument, value in zip(function._schema.arguments, args):
             # native_batch_norm's schema does not tell that it changes the running statistics.
-            if (
-                (argument.alias_info is not None
-                and argument.alias_info.is_write)
-                or argument.name in ("running_mean", "running_var")
+            if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in (
+                "running_mean",
+                "running_var",
             ):
                 for tensor in value if isinstance(value, (list, tuple)) else [value]:
                     whole = tensor.detach().as_strided(
