@@ -1,4 +1,4 @@
-"""A stack's step as a CUDA graph: on a GPU a step of small models is launching kernels, and a graph launches them all at once."""
+"""A stack's step as a CUDA graph: steps of small models are mostly launches of kernels; a graph is launched at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from momo_cli.errors import first_line
 from momo_cli.training.data import Generators, map_tensors, tensors
-from momo_cli.training.stack import CannotStack
-from momo_cli.training.step import Step
+from momo_cli.training.stack.models import CannotStack
+from momo_cli.training.stack.step import Step
 
 _WARM = 2  # steps of each shape of batch before it is captured: libraries make their handles and choose their kernels
 _MOST = 4  # shapes of batch that are captured; further ones are stepped as they come
@@ -23,10 +23,11 @@ Record = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], None], torch.
 class CapturedStep:
     """A :class:`Step` that is captured once for each shape of batch, and repeated from then on.
 
-    A graph repeats the kernels of one step on the same memory, so what changes from step to step lies in tensors: the
-    batches, the schedule's factor, and the optimizers' step counts. What a model does in Python (drawing a number, counting
-    its calls) would be repeated, too. So the first step that is repeated is also taken plainly, and where the two differ,
-    where a number in one of the model's modules changes, or where a step can't be captured, all steps are taken plainly.
+    A graph repeats the kernels of one step on the same memory, so everything that changes from step to step lies in
+    tensors: the batches, the schedule's factor, and the optimizers' step counts. A model's doings in Python (drawing a
+    number, counting its calls) would be repeated, too. So the first step that is repeated is also taken plainly, and
+    where the two differ, where a number in one of the model's modules changes, or where a step can't be captured, all
+    steps are taken plainly.
 
     Args:
         step: The step.
@@ -94,7 +95,7 @@ class CapturedStep:
 
 
 def record_cuda(device: torch.device) -> Record:
-    """How a step is captured on ``device``; all its graphs share their memory, for none is needed when the next one runs."""
+    """How a step is captured on ``device``; all its graphs share memory, as none is needed when the next one runs."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
@@ -112,7 +113,7 @@ def _all_tensors(batches: Sequence[Any]) -> list[torch.Tensor]:
 
 
 def _shape(batch: Any) -> Any:
-    """What a captured step must have in common with another: the structure, each tensor's shape, and everything else."""
+    """What batches of one captured step have in common: the structure, each tensor's shape, and everything else."""
     if isinstance(batch, torch.Tensor):
         return tuple(batch.shape), batch.dtype
     if isinstance(batch, dict):

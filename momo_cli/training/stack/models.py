@@ -1,4 +1,4 @@
-"""The stack: K copies of one model, their parameters and gradients in one ``[K, N]`` buffer each, run by one vectorized pass."""
+"""The stack: K copies of one model, parameters and gradients in one ``[K, N]`` buffer each, and a vectorized pass."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.func import functional_call, vmap
 
-from momo_cli.errors import UserError, first_line
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import map_tensors, others, tensors
-from momo_cli.training.evaluation import buffers_restored, checked_metrics, precision, scalar_loss
+from momo_cli.training.evaluation import checked_metrics, precision, scalar_loss
 
 
 class CannotStack(Exception):
@@ -20,18 +19,18 @@ class CannotStack(Exception):
 
 
 class _Objective(torch.nn.Module):
-    """The task's loss or metrics as a module around the model, so that its parameters can be replaced in the whole call."""
+    """The task's loss or metrics as a module around the model, so that its parameters can be replaced throughout."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self.task, self.model = task, task.model
+        self.task = task
+        self.model: torch.nn.Module = task.model
 
     def forward(self, batch: Any, metrics: bool) -> Any:
         if metrics:
-            return {
-                name: torch.as_tensor(value)
-                for name, value in checked_metrics(self.task.metrics(self.model, batch)).items()
-            }  # type: ignore[misc]
+            assert self.task.metrics is not None
+            found = checked_metrics(self.task.metrics(self.model, batch))
+            return {name: torch.as_tensor(value) for name, value in found.items()}
         return scalar_loss(self.task, self.model, batch)
 
 
@@ -89,7 +88,7 @@ class Stack:
 
     def _parts(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         """Views of each parameter's part of ``buffer``, ``[K, *shape]``."""
-        parts = buffer.split([shape.numel() for shape in self.shapes], dim=1)
+        parts = torch.split(buffer, [shape.numel() for shape in self.shapes], dim=1)
         return [part.view(len(buffer), *shape) for part, shape in zip(parts, self.shapes)]
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -109,7 +108,7 @@ class Stack:
         Raises:
             CannotStack: A trainable parameter has no gradient in this step.
         """
-        losses = self._call(batches, self.leaves)
+        losses: torch.Tensor = self._call(batches, self.leaves)
         # The runs are independent, so the gradient of the sum holds each run's own in its row.
         found = torch.autograd.grad(losses.sum(), list(self.leaves.values()), allow_unused=True)
         if any(grad is None for grad in found):
@@ -157,81 +156,3 @@ class Stack:
 def _replaced(batch: Any, values: Iterator[torch.Tensor]) -> Any:
     """``batch`` with its tensors replaced, in the order of :func:`momo_cli.training.data.tensors`."""
     return map_tensors(batch, lambda item: next(values) if isinstance(item, torch.Tensor) else item)
-
-
-def check_stack(task: Task, batch: Any, settings: Settings) -> None:
-    """Find out by a trial step whether the task's model can be vectorized, and gives then what it gives alone.
-
-    Args:
-        task: On the device; its parameters and buffers are as before afterwards.
-        batch: One of its batches, on the device.
-
-    Raises:
-        CannotStack: It can't, and why.
-        UserError: The task's loss is wrong.
-    """
-    model = task.model
-    saved = {name: tensor.detach().clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    try:
-        model.train()
-        if _is_random(task, batch, settings):
-            model.eval()  # with dropout two passes differ anyway: compare without it
-            _compare(task, batch, settings)
-            model.train()
-            stack = Stack([task] * 2, [0, 0], settings)
-            stack.gradients([batch])
-        else:
-            _compare(task, batch, settings)
-    except (CannotStack, UserError):
-        raise
-    except Exception as error:
-        reason = first_line(error)
-        raise CannotStack(reason if len(reason) < 150 else reason[:147] + "…") from error
-    finally:
-        model.train()
-        with torch.no_grad():
-            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-                tensor.copy_(saved[name])
-
-
-def _compare(task: Task, batch: Any, settings: Settings) -> None:
-    stack = Stack([task] * 2, [0, 0], settings)
-    with torch.no_grad():
-        # Rows that differ, so that a loss that doesn't look at the replaced parameters is found out.
-        stack.x[1].mul_(1 + 0.05 * torch.rand_like(stack.x[1]))
-    rows = stack.x.clone()
-    fixed = {name: buffer.clone() for name, buffer in stack.fixed.items()}
-    losses = stack.gradients([batch])
-    bound = tolerance(settings, rows.dtype)
-    for row in range(2):
-        with torch.no_grad():
-            stack.x.copy_(rows)
-        after, stack.fixed = stack.fixed, fixed
-        model = stack.load_into_model(row)
-        stack.fixed = after
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        with precision(settings, stack.device):
-            loss = scalar_loss(task, model, batch)
-        alone = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trainable)])
-        pairs = [(stack.g[row], alone), (losses[row], loss.detach())]
-        pairs += [(after[name][row], buffer) for name, buffer in stack.objective.named_buffers()]
-        for together, separate in pairs:
-            difference = (together.double() - separate.double()).norm()
-            if not difference <= bound * separate.double().norm() + 1e-6 * bound:
-                raise CannotStack("a trial step gave other values than the model alone")
-
-
-def tolerance(settings: Settings, dtype: torch.dtype) -> float:
-    """How far, relatively, a pass of a stack may be from the model's own: rounding, in the precision that is computed in."""
-    if settings.amp != "off":
-        return 5e-2
-    return 1e-8 if dtype == torch.float64 else 1e-3
-
-
-def _is_random(task: Task, batch: Any, settings: Settings) -> bool:
-    losses = []
-    for _ in range(2):
-        # A buffer that the loss depends on and that the model changes makes two losses differ without any chance.
-        with buffers_restored(task.model), torch.no_grad(), precision(settings, next(task.model.parameters()).device):
-            losses.append(scalar_loss(task, task.model, batch))
-    return bool(losses[0] != losses[1])
