@@ -37,6 +37,9 @@ class Display(Protocol):
     def lost(self, runs: int) -> None:
         """So many runs had ended and could not be stored."""
 
+    def doing(self, what: str) -> None:
+        """What is done while no run is trained, as ``timing a few steps``."""
+
     def said(self, line: str) -> None:
         """A line the user should know of."""
 
@@ -95,9 +98,10 @@ class Experiment:
 
         return Resources(parse_devices(self.device), self.together, self.jobs)
 
-    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
-        """Find what is wrong before anything is trained; returns the objective's name and a task, built for that."""
+    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task, str]:
+        """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
         from momo_cli.training.evaluation import check_metric, objective_name
+        from momo_cli.training.untrained import untrained_line, untrained_tensors
 
         optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
         for optimizer, spec in optimizers.items():
@@ -105,7 +109,7 @@ class Experiment:
         task = self.source.build(specs[0].seed, device)
         name = objective_name(task, self.settings)
         check_metric(task, name, device)
-        return name, task
+        return name, task, untrained_line(untrained_tensors(task, self.settings, device))
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""
@@ -175,6 +179,8 @@ class Session:
                 self._executor = self._start(missing)
             self.stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), self.objective)
             self.display.started(missing, len(specs) - len(missing))
+            if self._executor.chosen is None:
+                self.display.doing("timing a few steps and measuring where training begins")
             for spec, run in self._executor.train(missing):
                 self.stored.add(run)
                 self.found[spec.key] = run
@@ -186,10 +192,14 @@ class Session:
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
+            self.display.doing("loading torch")
         from momo_cli.training.dispatch.executor import Executor
 
         resources = experiment._resources()
-        self.objective, task = experiment._check(specs, resources.devices[0])
+        self.display.doing("building the task")
+        self.objective, task, untrained = experiment._check(specs, resources.devices[0])
+        if untrained:
+            self.display.said(untrained)
         executor = Executor(
             experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch
         )

@@ -62,7 +62,7 @@ def recommend(
         report, experiment = _report(task, training_options, output_options)
         for _ in range(_DECADES if extend else 0):
             report = _extended(report, experiment, output_options)
-    report.advice = advise(report, preferred)
+    report.advice, report.asked = advise(report, preferred), True
     out.show(report, output_options, terminal.print_recommendation)
 
 
