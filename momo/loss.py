@@ -88,7 +88,7 @@ class RecordedLosses:
         self._asked = bool(self._values)
 
     def zero_grad(self, drop: bool) -> None:
-        """The gradients are reset: theirs, which drops them, or older ones, before the backward pass of these losses."""
+        """The gradients are reset: these losses' own, or older ones, if the backward pass of these is still to come."""
         if drop or self._asked:
             self.drop()
             self.dropped_by_zero_grad = True
