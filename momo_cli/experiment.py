@@ -13,12 +13,12 @@ from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.store import Store, StoredRuns, study_key
-from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 
 if TYPE_CHECKING:
     from momo_cli.training.dispatch.candidates import Resources
     from momo_cli.training.dispatch.executor import Executor
+    from momo_cli.training.probe import Probe
     from momo_cli.training.run.record import Watch
 
 
@@ -98,17 +98,19 @@ class Experiment:
         together = {"auto": "auto", "off": 1}.get(self.together) or int(self.together)
         return Resources(parse_devices(self.device), together, self.jobs)
 
-    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
+    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Probe]:
         """Find what is wrong before anything is trained; returns the objective's name and a task, built for that."""
         from momo_cli.training.evaluation import check_metric, objective_name
+        from momo_cli.training.probe import Probe
 
         optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
         for optimizer, spec in optimizers.items():
             optimizer.check(spec.lr, dict(spec.params))
-        task = self.source.build(specs[0].seed, device)
-        name = objective_name(task, self.settings)
-        check_metric(task, name, device)
-        return name, task
+        probe = Probe(self.source, specs[0].seed, device)
+        assert probe.task is not None
+        name = objective_name(probe.task, self.settings)
+        check_metric(probe.task, name, device)
+        return name, probe
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""
@@ -189,9 +191,9 @@ class Session:
         from momo_cli.training.dispatch.executor import Executor
 
         resources = experiment._resources()
-        self.objective, task = experiment._check(specs, resources.devices[0])
+        self.objective, probe = experiment._check(specs, resources.devices[0])
         executor = Executor(
-            experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch
+            experiment.source, experiment.settings, resources, self._advanced, self.display.said, probe, self._batch
         )
         return self._open.enter_context(executor)
 
