@@ -21,10 +21,10 @@ from momo.sharding import shards
 _OF_THE_LOSS = ("loss_average", "loss_rho", "lower_bound", "loss_step")
 _NOT_GIVEN: Any = object()
 _ACCUMULATED = (
-    "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it returned "
-    "isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
-    "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); in a loop of your own, by optimizer.record_loss(loss). "
-    "Where nothing is to be accumulated, call optimizer.zero_grad() in the closure."
+    "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it "
+    "returned isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
+    "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); in a loop of your own, by "
+    "optimizer.record_loss(loss). Where nothing is to be accumulated, call optimizer.zero_grad() in the closure."
 )
 
 
@@ -60,6 +60,15 @@ class TruncatedModelOptimizer(Optimizer):
         self._memory: Tensor | None = None  # [loss_average, loss_rho, lower_bound, loss_step]
         self._last: tuple[Step, list[Scalar]] | None = None
 
+    def _patch_step_function(self) -> None:
+        # With its hooks, a step is one piece to a compiler: traced, what it writes would not all reach the state.
+        super()._patch_step_function()
+        cls = type(self)
+        if not getattr(cls.step, "whole", False):
+            step = torch._disable_dynamo(cls.step)
+            step.hooked = step.whole = True
+            cls.step = step  # type: ignore[method-assign]
+
     # ---- the loss, however it comes ----
 
     def record_loss(self, loss: Tensor | float, reduction: str = "mean") -> None:
@@ -93,7 +102,6 @@ class TruncatedModelOptimizer(Optimizer):
         self._versions.spend(self._gradients())
         return False
 
-    @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients as in torch, and drop the recorded losses that belong to them."""
         if self._recorded:
@@ -117,8 +125,8 @@ class TruncatedModelOptimizer(Optimizer):
                 return None, None
             raise ValueError(
                 f"the closure given to {name}.step() returned None. It has to return the loss, unless the loss is given "
-                "by optimizer.step(loss=loss) or optimizer.record_loss(loss). (Steps of Lightning's manual optimization "
-                "come with a closure.)"
+                "by optimizer.step(loss=loss) or optimizer.record_loss(loss). (The steps of Lightning's manual "
+                "optimization come with a closure.)"
             )
         if before and self._versions.zero_grad_calls == calls:
             versions = {id(g): g._version for g in self._gradients() if g is not None}
@@ -190,10 +198,6 @@ class TruncatedModelOptimizer(Optimizer):
                 options that belong to the loss rather than to the parameters (the momentum, ``lb``, ``use_fstar``)
                 differ between groups.
         """
-        return self._step(closure, loss)
-
-    @torch._disable_dynamo
-    def _step(self, closure: Any, loss: Any) -> Any:
         if closure is None and loss is None and not self._recorded and self._asked_to_initialise():
             return None
         self._check_options()
