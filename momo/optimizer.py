@@ -124,8 +124,8 @@ class TruncatedModelOptimizer(Optimizer):
             if all(g is None for g in self._gradients()):
                 return None, None
             raise ValueError(
-                f"the closure given to {name}.step() returned None. It has to return the loss, unless the loss is given "
-                "by optimizer.step(loss=loss) or optimizer.record_loss(loss). (The steps of Lightning's manual "
+                f"the closure given to {name}.step() returned None. It has to return the loss, unless the loss is "
+                "given by optimizer.step(loss=loss) or optimizer.record_loss(loss). (The steps of Lightning's manual "
                 "optimization come with a closure.)"
             )
         if before and self._versions.zero_grad_calls == calls:

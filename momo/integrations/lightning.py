@@ -25,8 +25,8 @@ if not _CALLBACKS:
 class RecordLoss(*_CALLBACKS):  # type: ignore[misc]
     """Records for the optimizer whatever is backpropagated, as it is backpropagated.
 
-    Needed with ``accumulate_grad_batches`` and with ``precision="16-mixed"``, where Lightning doesn't pass on the losses
-    to the optimizer; harmless elsewhere. Lightning divides the losses of micro-batches by their number, a ``GradScaler``
+    Needed with ``accumulate_grad_batches`` and with ``precision="16-mixed"``, where Lightning doesn't pass the losses
+    on; harmless elsewhere. Lightning divides the losses of micro-batches by their number, a ``GradScaler``
     multiplies them: recorded are the divided losses without the scale, for their sum has its gradient in ``.grad``.
 
     It works in automatic optimization, and in manual optimization with one optimizer and ``manual_backward``. It can't
