@@ -21,10 +21,10 @@ from momo.sharding import shards
 _OF_THE_LOSS = ("loss_average", "loss_rho", "lower_bound", "loss_step")
 _NOT_GIVEN: Any = object()
 _ACCUMULATED = (
-    "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it returned "
-    "isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
-    "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); in a loop of your own, by optimizer.record_loss(loss). "
-    "Where nothing is to be accumulated, call optimizer.zero_grad() in the closure."
+    "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it "
+    "returned isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
+    "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); in a loop of your own, by "
+    "optimizer.record_loss(loss). Where nothing is to be accumulated, call optimizer.zero_grad() in the closure."
 )
 
 
@@ -124,9 +124,9 @@ class TruncatedModelOptimizer(Optimizer):
             if all(g is None for g in self._gradients()):
                 return None, None
             raise ValueError(
-                f"the closure given to {name}.step() returned None. It has to return the loss, unless the loss is given "
-                "by optimizer.step(loss=loss) or optimizer.record_loss(loss). (Steps of Lightning's manual optimization "
-                "come with a closure.)"
+                f"the closure given to {name}.step() returned None. It has to return the loss, unless the loss is "
+                "given by optimizer.step(loss=loss) or optimizer.record_loss(loss). (The steps of Lightning's manual "
+                "optimization come with a closure.)"
             )
         if before and self._versions.zero_grad_calls == calls:
             versions = {id(g): g._version for g in self._gradients() if g is not None}

@@ -25,12 +25,12 @@ if not _CALLBACKS:
 class RecordLoss(*_CALLBACKS):  # type: ignore[misc]
     """Records for the optimizer whatever is backpropagated, as it is backpropagated.
 
-    Needed with ``accumulate_grad_batches`` and with ``precision="16-mixed"``, where Lightning's optimizer doesn't see the
-    losses; harmless elsewhere. Lightning divides the losses of micro-batches by their number and a ``GradScaler``
-    multiplies them; what is recorded are the divided losses without the scale, whose sum has its gradient in ``.grad``.
+    Needed with ``accumulate_grad_batches`` and with ``precision="16-mixed"``, where Lightning doesn't pass the losses
+    on; harmless elsewhere. Lightning divides the losses of micro-batches by their number, a ``GradScaler``
+    multiplies them: recorded are the divided losses without the scale, for their sum has its gradient in ``.grad``.
 
-    It works in automatic optimization, and in manual optimization with one optimizer and ``manual_backward``. With several
-    optimizers, a loss doesn't tell whose it is: call ``momo.record_loss(optimizer, loss)`` in ``training_step`` then.
+    It works in automatic optimization, and in manual optimization with one optimizer and ``manual_backward``. It can't
+    tell to which of several optimizers a loss belongs: call ``momo.record_loss(optimizer, loss)`` in ``training_step``.
 
     Raises:
         ValueError: as training starts, if there are several optimizers.

@@ -31,8 +31,9 @@ class RecordLoss:
 class Trainer(RecordLoss, transformers.Trainer):  # type: ignore[misc,unused-ignore]
     """``transformers.Trainer`` for the optimizers of this package.
 
-    It takes the same arguments. Without ``lr_scheduler_type="constant"`` the learning rate falls linearly, as everywhere
-    in ``transformers``; it takes the place of ``learning_rate`` in ``TrainingArguments``.
+    It takes the same arguments. Name the optimizer and its options by ``optimizer_cls_and_kwargs``, as in the example:
+    ``learning_rate`` and ``optim`` in ``TrainingArguments`` aren't used. The learning rate falls linearly, as always in
+    ``transformers``, unless ``lr_scheduler_type="constant"`` says otherwise.
 
     Example:
         >>> import tempfile
@@ -43,7 +44,7 @@ class Trainer(RecordLoss, transformers.Trainer):  # type: ignore[misc,unused-ign
         >>> trainer = Trainer(
         ...     model=transformers.GPT2LMHeadModel(config),
         ...     args=transformers.TrainingArguments(
-        ...         output_dir=tempfile.mkdtemp(), max_steps=2, lr_scheduler_type="constant", gradient_accumulation_steps=2,
+        ...         tempfile.mkdtemp(), max_steps=2, gradient_accumulation_steps=2, lr_scheduler_type="constant",
         ...         use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
         ...     ),
         ...     train_dataset=tokens,

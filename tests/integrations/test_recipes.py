@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from cli.test_readme import FRAMEWORKS, RECIPES
+from commands.test_readme import FRAMEWORKS, RECIPES
 from integrations.loops import needs
 from support import ROOT
 
