@@ -10,7 +10,7 @@ from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, TrainingOptions, task_argument, with_options
 from momo_cli.commands.running import collect_report, stored_report
 
-OPTIMIZERS = "momo,sgd-m,momo-adam,adam"
+OPTIMIZERS = "momo,sgd-m,momo-adam,adam,adamw+cosine"
 SEEDS = 3
 
 
@@ -22,8 +22,8 @@ def compare(
 ) -> None:
     """Compare optimizers over their learning rates: sensitivity, regret, good range, what blind guesses would give.
 
-    Trains what is missing: momo, sgd-m, momo-adam and adam over nine learning rates and three seeds, unless the
-    options say otherwise.
+    Trains what is missing: momo, sgd-m, momo-adam, adam and adamw+cosine over nine learning rates and three
+    seeds, unless the options say otherwise.
 
     [bold]Examples[/bold]
 

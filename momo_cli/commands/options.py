@@ -19,7 +19,8 @@ from momo_cli.experiment import Experiment
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
 from momo_cli.plan.learning_rates import parse_range
 from momo_cli.plan.optimizers import KNOWN
-from momo_cli.plan.settings import AMP, SCHEDULES
+from momo_cli.plan.schedules import SCHEDULES
+from momo_cli.plan.settings import AMP
 from momo_cli.report import numbers
 from momo_cli.report.exports import FORMATS, Format, Target
 from momo_cli.search import PRUNERS, SAMPLERS, Search
@@ -141,8 +142,8 @@ class TrainingOptions(TaskOptions):
             autocompletion=_starting(KNOWN),
             help="Optimizer, repeatable or comma-separated: "
             + ", ".join(KNOWN)
-            + ", any class of torch.optim in lower case, or package.module:Class; arguments in brackets: "
-            "'adamw(weight_decay=0.1)'.",
+            + ", any class of torch.optim in lower case, or package.module:Class; arguments in brackets, schedule "
+            "and warm-up behind: 'adamw(weight_decay=0.1)+cosine+warmup=0.1'.",
         ),
     ] = None
     lrs: Annotated[

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from momo_cli.report import Report, conclusions, numbers, tables
 from momo_cli.report.advice import answer, use
-from momo_cli.report.warnings import warnings
+from momo_cli.report.warnings import split_command, warnings
 
 #: Styles of the cells' levels: dark text on a light ground, legible on dark and on light terminals.
 STYLES = {
@@ -101,8 +101,8 @@ def _say(console: Console, text: str, style: str = "") -> None:
 
 
 def _warn(console: Console, text: str) -> None:
-    said, _, command = text.removesuffix("`").partition("`") if text.endswith("`") else (text, "", "")
-    console.print(Text.assemble(("Warning: ", "bold yellow"), _safe(console, said.rstrip())))
+    said, command = split_command(text)
+    console.print(Text.assemble(("Warning: ", "bold yellow"), _safe(console, said)))
     for line in command_lines(command, console.width - 4):
         console.print(Text("    " + _safe(console, line), style="cyan"), soft_wrap=True)
 

@@ -63,6 +63,7 @@ class TrainingRun:
             settings.clip,
             torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None,
         )
+        self._schedule = settings.schedule_of(spec.optimizer)
         self.record = RunRecord(
             spec, self.steps, objective, initial or measure_initial(task, objective, settings, device)
         )
@@ -83,7 +84,7 @@ class TrainingRun:
             with precision(self.settings, self.device):
                 return training_loss(self.task, self.task.model, batch)
 
-        self.stepper.set_lr(self.settings.lr_factor(self._reader.taken, self.steps))
+        self.stepper.set_lr(self._schedule.factor(self._reader.taken, self.steps))
         loss = self.stepper.step(compute_loss)
         diagnostics = self.stepper.diagnostics()
         if diagnostics is not None:
