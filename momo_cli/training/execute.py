@@ -88,8 +88,14 @@ class Executor:
         if self._workers is not None:
             self._workers.__exit__(*exception)
 
-    def train(self, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, Run]]:
+    def train(
+        self, specs: Sequence[RunSpec], claim: Callable[[Sequence[RunSpec], int], list[RunSpec]] | None = None
+    ) -> Iterator[tuple[RunSpec, Run]]:
         """Train every run and give each as it ends. The first call chooses how, for all.
+
+        Args:
+            specs: The runs.
+            claim: ``claim(candidates, most)`` returns those of the candidates that are this process's to train.
 
         Raises:
             UserError: The task or the settings are wrong in a way that no run can mend.
@@ -100,6 +106,13 @@ class Executor:
             for line in self.plan.lines:
                 self.say(line)
         plan = self.plan
+        if claim is not None:
+            size = plan.together * max(1, plan.jobs)
+            left = list(specs)
+            while left and (ours := claim(left, size)):
+                left = [spec for spec in left if spec not in ours]
+                yield from self.train(ours)
+            return
         if plan.jobs == 0:
             if plan.threads > 1:
                 torch.set_num_threads(plan.threads)
