@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +18,28 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
     """A new process that runs ``target(connection, *arguments)``, and our end of the connection.
 
     Ctrl-C reaches every process of the terminal; this one ignores it from its first moment and ends when it is told to.
+    A daemon ends itself when its connection is closed; any other ends with this process, whatever it is at.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *arguments), daemon=daemon)
+    run = target if daemon else _run_while_the_parent_lives
+    process = context.Process(target=run, args=(theirs, *([] if daemon else [target]), *arguments), daemon=daemon)
     with _interrupts_ignored():
         process.start()
     theirs.close()
     return process, ours
+
+
+def _run_while_the_parent_lives(connection: Connection, target: Callable[..., None], *arguments: Any) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="momo-parent", daemon=True).start()
+    target(connection, *arguments)
 
 
 def end(processes: Sequence[Any]) -> None:

@@ -18,7 +18,7 @@ from momo_cli.errors import UserError
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.plan.settings import AMP, SCHEDULES, Settings
 from momo_cli.search import PRUNERS, SAMPLERS
-from momo_cli.store import DEFAULT_URL, Store
+from momo_cli.store import DEFAULT_URL, GRACE, Store
 from momo_cli.task.builtin import BUILTIN
 
 _RUNS, _SEARCH, _TRAINING, _STORE, _OUTPUT = "Runs", "Optuna study", "Training", "Stored runs", "Output"
@@ -43,6 +43,15 @@ StorageOption = Annotated[
     str,
     typer.Option(
         envvar="MOMO_STORAGE", metavar="URL", help="Optuna storage that keeps the runs.", rich_help_panel=_STORE
+    ),
+]
+GraceOption = Annotated[
+    int,
+    typer.Option(
+        metavar="SECONDS",
+        min=3,
+        help="Runs of a process that has sent no heartbeat for so long go to others.",
+        rich_help_panel=_STORE,
     ),
 ]
 StudyOption = Annotated[
@@ -161,6 +170,7 @@ class TrainingOptions:
     storage: StorageOption = DEFAULT_URL
     study: StudyOption = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is stored.", rich_help_panel=_STORE)] = False
+    grace: GraceOption = GRACE
 
     def settings(self) -> Settings:
         """What changes a run's result."""
@@ -183,7 +193,7 @@ class TrainingOptions:
 
     def open_store(self) -> Store:
         """The store that ``--storage`` names."""
-        return Store(self.storage)
+        return Store(self.storage, self.grace)
 
 
 @dataclasses.dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,31 +45,66 @@ def check(outputs: OutputOptions) -> None:
 
 
 def show(report: Report, outputs: OutputOptions, view: Callable[[Report, Any], None]) -> None:
-    """Print ``report`` with ``view`` and write the files asked for."""
+    """Print ``report`` with ``view`` and write the files asked for; each is written, whatever becomes of the others.
+
+    Raises:
+        UserError: Some can't be written (exit code 1).
+    """
     screen, notes = consoles(outputs)
-    view(report, screen)
-    if outputs.json:
+    failed = []
+    for make in (lambda: view(report, screen), *_files(report, outputs, notes)):
+        try:
+            make()
+        except UserError as error:
+            failed.append(str(error))
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            failed.append(f"An output can't be written: {error}.")
+    if failed:
+        raise UserError("\n".join(failed[:3]), code=1)
+
+
+def _files(report: Report, outputs: OutputOptions, notes: Console) -> Iterator[Callable[[], None]]:
+    def json_file(file: str) -> None:
         import json
 
         from momo_cli.report import document
 
-        _write(outputs.json, json.dumps(document.to_json(report), indent=1) + "\n")
-    if outputs.csv:
-        write_csv(report, outputs.csv)
-    if outputs.markdown:
+        _write(file, json.dumps(document.to_json(report), indent=1) + "\n")
+
+    def markdown_file(file: str) -> None:
         from momo_cli.report import markdown
 
-        _write(outputs.markdown, markdown.render(report))
-    if outputs.plot:
+        _write(file, markdown.render(report))
+
+    def plot_file(file: Path) -> None:
         from momo_cli.report import plot
 
-        plot.save(report, outputs.plot, kind=outputs.plot_kind)
-        notes.print(f"Plot: {outputs.plot}")
-    if outputs.report:
+        beside = file.with_name(f".{file.stem}.part{file.suffix}")
+        try:
+            plot.save(report, beside, kind=outputs.plot_kind)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+        notes.print(f"Plot: {file}", markup=False)
+
+    def html_file(file: Path) -> None:
         from momo_cli.report import html
 
-        _write(str(outputs.report), html.render(report))
-        notes.print(f"Report: {outputs.report}")
+        _write(str(file), html.render(report))
+        notes.print(f"Report: {file}", markup=False)
+
+    if outputs.json:
+        yield lambda: json_file(outputs.json or "")
+    if outputs.csv:
+        yield lambda: write_csv(report, outputs.csv or "")
+    if outputs.markdown:
+        yield lambda: markdown_file(outputs.markdown or "")
+    if outputs.plot:
+        yield lambda: plot_file(outputs.plot or Path())
+    if outputs.report:
+        yield lambda: html_file(outputs.report or Path())
 
 
 def one_document(outputs: OutputOptions, tasks: int) -> None:
@@ -100,7 +135,17 @@ def _write(file: str, text: str) -> None:
     if file == "-":
         sys.stdout.write(text)
     else:
+        path = Path(file)
+        if path.exists() and not path.is_file():  # a device or a pipe
+            beside = path
+        else:
+            path = path.resolve()  # what a link names, not the link
+            beside = path.with_name(f".{path.name[:200]}.part")
         try:
-            Path(file).write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8")
+            if beside != path:
+                beside.replace(path)
         except OSError as error:
+            if beside != path:
+                beside.unlink(missing_ok=True)
             raise UserError(f"{file} can't be written: {error.strerror}.", code=1) from None

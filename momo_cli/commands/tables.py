@@ -14,7 +14,7 @@ from momo_cli.commands.options import OutputOptions, StorageOption, StudyOption,
 from momo_cli.commands.running import stored_report
 from momo_cli.errors import UserError
 from momo_cli.plan import Settings
-from momo_cli.store import DEFAULT_URL, Store, study_key
+from momo_cli.store import DEFAULT_URL, Store, study_key, unstored
 from momo_cli.task.builtin import BUILTIN
 
 
@@ -67,6 +67,13 @@ def import_(
         "seed_col": seed_col,
         "epoch_col": epoch_col,
     }
+    kept = unstored.read(file)
+    if kept is not None:
+        store = Store(storage)
+        report = stored_report(store, store.restore(kept).name)
+        report.lines[:0] = [f"Stored {len(kept.runs)} runs of {kept.name}."]
+        out.show(report, output_options, terminal.print_compare)
+        return
     runs, notes = read_csv(file, **columns, where=conditions, initial=initial)
     chosen = {name: value for name, value in {**columns, "where": conditions, "initial": initial}.items() if value}
     settings = Settings().key() | {"objective": value_col, "maximize": maximize}
@@ -76,8 +83,7 @@ def import_(
     if not stored.runs():
         with stored:
             stored.start(list(dict.fromkeys(run.optimizer for run in runs)), value_col)
-            for run in runs:
-                stored.add(run)
+            stored.add_all(runs)
     report = stored_report(store, stored.name)
     report.lines[:0] = notes
     out.show(report, output_options, terminal.print_compare)
