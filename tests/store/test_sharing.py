@@ -79,7 +79,7 @@ def any_storage(request, folder):
         server("initdb", "-U", "momo", "-A", "trust")
         start()
         try:
-            yield f"postgresql://momo:geheim@localhost:{port}/postgres", restart
+            yield f"postgresql+psycopg2://momo:geheim@localhost:{port}/postgres", restart
         finally:
             server("pg_ctl", "stop", "-m", "immediate")
 
