@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -22,24 +23,29 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    run = target if daemon else _run_while_the_parent_lives
-    process = context.Process(target=run, args=(theirs, *([] if daemon else [target]), *arguments), daemon=daemon)
+    process = context.Process(target=_run, args=(target, theirs, *arguments), daemon=daemon)
     with _interrupts_ignored():
         process.start()
     theirs.close()
     return process, ours
 
 
-def _run_while_the_parent_lives(connection: Connection, target: Callable[..., None], *arguments: Any) -> None:
+def _run(target: Callable[..., None], *arguments: Any) -> None:
+    # A process hands the way in which it was started down to those that it starts. The user's DataLoader is to start
+    # its workers as in a fresh interpreter; started like this one, each would import torch and the user's libraries.
+    multiprocessing.set_start_method(None, force=True)
+    # Python's own way out ends such workers; killed by the signal, this process would leave them behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if not multiprocessing.current_process().daemon:
+        threading.Thread(target=_end_with_the_parent, name="momo-parent", daemon=True).start()
+    target(*arguments)
+
+
+def _end_with_the_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="momo-parent", daemon=True).start()
-    target(connection, *arguments)
+    parent.join()
+    os._exit(1)
 
 
 def end(processes: Sequence[Any]) -> None:

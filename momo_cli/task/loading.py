@@ -14,11 +14,12 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from momo_cli.errors import UserError, did_you_mean
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.definition import Task
+from momo_cli.task.files import module_name
 from momo_cli.user_code import UserCodeError
 
 
@@ -68,7 +69,7 @@ class TaskSource:
 
     def _load(self) -> Callable[..., Any]:
         module = _import(self)
-        function = getattr(module, self.function, None)
+        function: Any = getattr(module, self.function, None)
         if function is None:
             public = [
                 name
@@ -79,11 +80,12 @@ class TaskSource:
             ]
             has = f"It has {', '.join(public[:8])}." if public else "It has no function."
             raise UserError(
-                f"There is no function {self.function!r} in {self.file.name}.{did_you_mean(self.function, public)}\n{has}"
+                f"There is no function {self.function!r} in {self.file.name}."
+                f"{did_you_mean(self.function, public)}\n{has}"
             )
         if not callable(function):
             raise UserError(f"{self.name} is a {type(function).__name__}, not a function that returns a task.")
-        return function
+        return cast(Callable[..., Any], function)
 
 
 def find_task(reference: str, arguments: dict[str, Any] | None = None) -> TaskSource:
@@ -118,7 +120,7 @@ def find_task(reference: str, arguments: dict[str, Any] | None = None) -> TaskSo
 
 
 def local_sources(file: Path) -> list[Path]:
-    """``file`` and, transitively, what it imports from its own folder or the current one; installed packages are not followed."""
+    """``file`` and, transitively, the files that it imports from its folder or the current one, not packages."""
     roots = list(dict.fromkeys([file.parent, Path.cwd()]))
     found, waiting = [file], [file]
     while waiting:
@@ -186,22 +188,10 @@ def _import(source: TaskSource) -> Any:
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
             return importlib.import_module(source.module)
-        name = "momo_task_" + hashlib.sha256(source.module.encode()).hexdigest()[:12]
-        if name in sys.modules:
-            return sys.modules[name]
         folder = str(source.file.parent)
         if folder not in sys.path:
             sys.path.insert(0, folder)
-        spec = importlib.util.spec_from_file_location(name, source.file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
+        return importlib.import_module(module_name(source.file))
     except UserError:
         raise
     except Exception as error:
