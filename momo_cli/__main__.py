@@ -11,6 +11,7 @@ import threading
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    _end_as_by_ctrl_c()
     code = run(sys.argv[1:] if arguments is None else arguments)
     if "torch" in sys.modules:
         # Everything is stored and written by now, and taking torch's modules apart would cost a second.
@@ -24,7 +25,6 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong, 130 interrupted."""
     try:
-        _end_as_by_ctrl_c()
         from momo_cli.commands import app
         from momo_cli.errors import UserError
         from momo_cli.store import unstored

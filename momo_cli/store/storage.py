@@ -247,8 +247,10 @@ class Storage:
             return f"{self._file.name} is gone"
         while error.__cause__ is not None:  # Optuna's own words name neither a lock nor a missing permission
             error = error.__cause__
-        said = first_line(error)
-        return said.replace(self.url, self.shown).replace(_password(self.url) or self.url, "***")
+        said = first_line(error).replace(self.url, self.shown)
+        for piece in _password(self.url).split("@"):  # which SQLAlchemy takes for the end of an unquoted password
+            said = said.replace(piece, "***") if piece else said
+        return said
 
 
 def without_password(url: str) -> str:
@@ -261,9 +263,9 @@ def without_password(url: str) -> str:
     return re.sub(r"((?:password|passwd|pwd|passfile|sslpassword)=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
 
 
-def _password(url: str) -> str | None:
+def _password(url: str) -> str:
     found = re.search(r"://[^:/@]*:(.+)@", url)
-    return found[1] if found else None
+    return found[1] if found else ""
 
 
 def _is_key(key: Any) -> bool:

@@ -56,7 +56,7 @@ class StoredRuns:
         self._all: dict[object, Run] = {}
         self._unstored: dict[object, Run] = {}
         self._failure: str | None = None
-        self._failed_at = 0.0
+        self._failed_at = self._fails_since = 0.0
         self._claims = _Ahead(self._take)
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -232,7 +232,6 @@ class StoredRuns:
         self._ended.set()
 
     def _do(self, asked: _Asked) -> None:
-        deadline = time.monotonic() + _CLAIM
         while True:
             try:
                 if asked.method == "end" and self._is_down():
@@ -245,8 +244,9 @@ class StoredRuns:
                 self._failed(error)
                 if asked.method != "take":
                     return
-                if time.monotonic() < deadline:
-                    time.sleep(1)
+                if time.monotonic() - self._fails_since < _CLAIM:
+                    self._restart()
+                    time.sleep(0.5)
                     continue
                 runs, most = asked.arguments
                 returned = [run_key(run) for run in runs[:most]]
@@ -263,6 +263,7 @@ class StoredRuns:
 
     def _failed(self, error: UserError) -> None:
         first, self._failed_at = self._failure is None, time.monotonic()
+        self._fails_since = self._failed_at if first else self._fails_since
         self._failure = str(error).splitlines()[0].partition("can't be used: ")[2] or str(error)
         if first:
             self.warn(
