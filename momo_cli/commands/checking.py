@@ -5,9 +5,8 @@ from __future__ import annotations
 import typer
 
 from momo_cli.commands.options import TaskArgument, TrainingOptions, with_options
-from momo_cli.errors import UserError
 from momo_cli.task.loading import find_task
-from momo_cli.user_code import UserCodeError
+from momo_cli.user_code import OURS, UserCodeError
 
 
 @with_options(TrainingOptions)
@@ -30,9 +29,9 @@ def check(task: TaskArgument, training_options: TrainingOptions) -> None:
     cpu.prepare(device)  # as in training
     try:
         seen = inspect_task(source, training_options.settings(), device)
-    except (UserError, UserCodeError):
+    except (UserCodeError, *OURS):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise UserCodeError(source.name, error) from error
     inspected.print_inspection(source.name, seen, Console(highlight=False))
 

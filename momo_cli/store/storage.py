@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from momo_cli.errors import UserError, first_line
+from momo_cli.errors import UserError, first_line, printable
 
 if TYPE_CHECKING:
     import optuna
@@ -131,8 +131,9 @@ class Storage:
             if KEY not in attributes:
                 continue
             key, (runs, waiting) = attributes[KEY], counts.get(study.study_name, (0, 0))
-            if _is_key(key) and isinstance(attributes.get("optimizers"), list):
-                objective, latest = str(attributes.get("objective", "")), str(attributes.get("latest", ""))
+            objective, latest = str(attributes.get("objective", "")), str(attributes.get("latest", ""))
+            shown = f"{study.study_name}{_texts(key)}{objective}{latest}"
+            if _is_key(key) and isinstance(attributes.get("optimizers"), list) and printable(shown) == shown:
                 found.append(StudyInfo(study.study_name, key, objective, runs, waiting, latest))
             else:
                 broken.append(study.study_name)
@@ -266,6 +267,13 @@ def without_password(url: str) -> str:
 def _password(url: str) -> str:
     found = re.search(r"://[^:/@]*:(.+)@", url)
     return found[1] if found else ""
+
+
+def _texts(value: Any) -> str:
+    """Every text in ``value``, a document of JSON."""
+    if isinstance(value, dict):
+        return "".join(map(_texts, [*value, *value.values()]))
+    return "".join(map(_texts, value)) if isinstance(value, list) else str(value)
 
 
 def _is_key(key: Any) -> bool:

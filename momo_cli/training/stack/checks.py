@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from momo_cli.errors import UserError, first_line
+from momo_cli.user_code import OURS
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import generators_restored, move
@@ -39,9 +40,9 @@ def check_stack(task: Task, batch: Any, settings: Settings) -> None:
             stack.gradients([batch])
         else:
             _compare(task, batch, settings)
-    except (CannotStack, UserError):
+    except (CannotStack, *OURS):
         raise
-    except Exception as error:
+    except BaseException as error:
         reason = first_line(error)
         raise CannotStack(reason if len(reason) < 150 else reason[:147] + "…") from error
     finally:

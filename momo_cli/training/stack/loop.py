@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from momo_cli.errors import UserError, first_line
+from momo_cli.user_code import OURS
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
@@ -204,9 +205,9 @@ def train_stack(
         while not runs.done:
             yield from runs.step()
         yield from runs.finish()
-    except (CannotStack, UserError, torch.OutOfMemoryError):
+    except (CannotStack, *OURS, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
         # Alone, each run meets the same error or none; then it is reported as its own.
         raise CannotStack(first_line(error)) from error
 
