@@ -34,7 +34,7 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    shown = (c if c in "\t\n" or c.isprintable() or c.isspace() and c > "\x20" else repr(c)[1:-1] for c in text)
+    shown = (c if c in "\t\n" or c.isprintable() or (c.isspace() and c > "\x20") else repr(c)[1:-1] for c in text)
     return "".join(shown)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
@@ -41,6 +41,9 @@ class Display(Protocol):
     def lost(self, runs: int) -> None:
         """So many runs had ended and could not be stored."""
 
+    def doing(self, what: str) -> None:
+        """What is done while no run is trained, as ``timing a few steps``."""
+
     def said(self, line: str) -> None:
         """A line the user should know of."""
 
@@ -56,7 +59,7 @@ class Experiment:
         device: ``--device``.
         study: ``--study``, or None.
         fresh: Train runs that are stored, too.
-        together: ``--together``: ``auto``, ``off`` or a number.
+        together: ``--together``: how many runs to train at once, 1 being ``off``; ``auto`` measures.
         jobs: ``--jobs``, or None.
         search: How an Optuna study samples its runs, which then are a study of their own; None for grids.
     """
@@ -67,7 +70,7 @@ class Experiment:
     device: str = "auto"
     study: str | None = None
     fresh: bool = False
-    together: str = "auto"
+    together: int | Literal["auto"] = "auto"
     jobs: int | None = None
     search: dict[str, Any] | None = None
 
@@ -97,16 +100,12 @@ class Experiment:
         from momo_cli.training.devices import parse_devices
         from momo_cli.training.dispatch.candidates import Resources
 
-        if self.together not in ("auto", "off") and not (self.together.isdecimal() and int(self.together) > 0):
-            raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
-        together: int | str = self.together
-        if together != "auto":
-            together = 1 if together == "off" else int(together)
-        return Resources(parse_devices(self.device), together, self.jobs)
+        return Resources(parse_devices(self.device), self.together, self.jobs)
 
-    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
-        """Find what is wrong before anything is trained; returns the objective's name and a task, built for that."""
+    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task, str]:
+        """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
         from momo_cli.training.evaluation import check_metric, objective_name
+        from momo_cli.training.untrained import untrained_line, untrained_tensors
 
         optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
         for optimizer, spec in optimizers.items():
@@ -114,7 +113,7 @@ class Experiment:
         task = self.source.build(specs[0].seed, device)
         name = objective_name(task, self.settings)
         check_metric(task, name, device)
-        return name, task
+        return name, task, untrained_line(untrained_tensors(task, self.settings, device))
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""
@@ -126,7 +125,8 @@ class Experiment:
             if before != now and {**before, "source": None} == {**now, "source": None}:
                 runs = f"{info.runs} stored run" + "s" * (info.runs != 1)
                 return [
-                    f"{self.source.file.name} has changed since its {runs} ({info.name}), or a file that it imports has: starting afresh."
+                    f"{self.source.file.name} has changed since its {runs} ({info.name}), or a file that it imports "
+                    "has: starting afresh."
                 ]
         return []
 
@@ -184,6 +184,8 @@ class Session:
             self.stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), self.objective)
             self.stored.open(missing)
             self.display.started(missing, len(specs) - len(missing))
+            if self._executor.chosen is None:
+                self.display.doing("timing a few steps and measuring where training begins")
             self._do(missing, self._executor)
         return [self.found[spec.key] for spec in specs if spec.key in self.found]
 
@@ -221,16 +223,20 @@ class Session:
         experiment = self.experiment
         if not experiment.store.has_heartbeats:
             self.display.said(
-                f"{experiment.store.url} takes no heartbeats: runs of a process that dies are taken up when the command "
-                "is started again on its machine."
+                f"{experiment.store.url} takes no heartbeats: runs of a process that dies are taken up when the "
+                "command is started again on its machine."
             )
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
+            self.display.doing("loading torch")
         from momo_cli.training.dispatch.executor import Executor
 
         resources = experiment._resources()
-        self.objective, task = experiment._check(specs, resources.devices[0])
+        self.display.doing("building the task")
+        self.objective, task, untrained = experiment._check(specs, resources.devices[0])
+        if untrained:
+            self.display.said(untrained)
         executor = Executor(
             experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch
         )

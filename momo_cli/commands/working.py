@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import GraceOption, OutputOptions, StorageOption, StudyOption, task_argument
+from momo_cli.commands.options import (
+    GraceOption,
+    OutputOptions,
+    StorageOption,
+    StudyOption,
+    TrainingOptions,
+    task_argument,
+)
 from momo_cli.commands.running import run
 from momo_cli.errors import UserError
 from momo_cli.experiment import Experiment
@@ -49,10 +56,8 @@ def work(
             break
         info = opened[0]
         done.add(info.study)
-        experiment = _experiment(
-            info, store, Experiment(find_task(task or info.task, info.key["set"]), Settings(), store)
-        )
-        experiment = dataclasses.replace(experiment, device=device, together=together, jobs=jobs)
+        options = TrainingOptions(device=device, together=together, jobs=jobs, storage=storage, grace=grace)
+        experiment = _experiment(info, options)
         specs = [_spec(asked) for asked in store.read(info.study).open_runs()]
         if specs:
             run(experiment, specs, outputs)
@@ -69,7 +74,7 @@ def _asked(info: StudyInfo, task: str | None, study: str | None) -> bool:
     )
 
 
-def _experiment(info: StudyInfo, store: Store, experiment: Experiment) -> Experiment:
+def _experiment(info: StudyInfo, options: TrainingOptions) -> Experiment:
     """The experiment whose runs the study holds.
 
     Raises:
@@ -77,7 +82,11 @@ def _experiment(info: StudyInfo, store: Store, experiment: Experiment) -> Experi
     """
     key = info.key
     experiment = dataclasses.replace(
-        experiment, settings=Settings(**key["settings"]), study=info.study, search=key.get("search")
+        options.experiment(info.task),
+        source=find_task(info.task, key["set"]),
+        settings=Settings(**key["settings"]),
+        study=info.study,
+        search=key.get("search"),
     )
     if experiment.key() != key:
         raise UserError(

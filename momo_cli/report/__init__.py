@@ -1,11 +1,42 @@
-"""What is reported, and one file for each form of it: terminal, JSON, CSV, Markdown, plots, HTML."""
+"""The words and the pictures for the figures: on a terminal, and one file for each format of it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from momo_cli.report import numbers
 from momo_cli.runs import Run
+
+if TYPE_CHECKING:
+    from momo_cli.figures import Figures, GoodRange
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """A recommendation in words.
+
+    Attributes:
+        optimizer: The optimizer to use.
+        lr: Its learning rate.
+        best_lr: The learning rate of the optimizer's best value.
+        good_range: The optimizer's good range.
+        expected: The value to expect at ``lr``.
+        because: The reasons, in full sentences.
+        warnings: Where the evidence is thin, in full sentences.
+        code: The lines to paste.
+        params: Values of further arguments that were tuned, by name; they stand in ``code``.
+    """
+
+    optimizer: str
+    lr: float
+    best_lr: float
+    good_range: GoodRange
+    expected: float
+    because: list[str]
+    warnings: list[str]
+    code: str
+    params: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -16,25 +47,44 @@ class Report:
         task: The task as typed.
         study: Name of the study that stores the runs.
         objective: Name of the value that is compared.
-        maximize: Whether larger is better.
         runs: The runs.
-        analysis: From :func:`momo_cli.figures.analyze`.
-        recommendation: From :func:`momo_cli.recommendation.recommend`, where one was asked for.
+        figures: From :func:`momo_cli.figures.analyze`.
+        advice: From :func:`momo_cli.report.advice.advise`, where a recommendation was asked for and there is one.
         settings: How the runs were trained, name to value.
         lines: Notes to show with it (what was reused, what an import did).
         command: The command line that adds runs to this study, without ``-o`` and ``--lrs`` (as
             ``momo sweep task.py --epochs 5``); None where it can't be run again, as for an imported table.
         default_lrs: Each optimizer's own default learning rate, by label.
+        asked: Whether a recommendation was asked for.
     """
 
     task: str
     study: str
     objective: str
-    maximize: bool
     runs: list[Run]
-    analysis: dict[str, Any]
-    recommendation: dict[str, Any] | None = None
+    figures: Figures
+    advice: Advice | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     lines: list[str] = dataclasses.field(default_factory=list)
     command: str | None = None
     default_lrs: dict[str, float] = dataclasses.field(default_factory=dict)
+    asked: bool = False
+
+    @property
+    def maximize(self) -> bool:
+        """Whether larger values are better."""
+        return self.figures.maximize
+
+    def lr(self, value: float | None, optimizer: str) -> str:
+        """A learning rate of an optimizer's as it is shown and pasted: short, where that names the same grid value."""
+        return numbers.lr(value, self.figures.of(optimizer).lrs)
+
+    def seeds(self, optimizer: str | None = None) -> int:
+        """The smallest number of seeds that any learning rate has (of one optimizer, or of all); 0 without runs."""
+        from momo_cli.figures import counts
+
+        seeds: dict[tuple[str, float], set[int]] = {}
+        for run in self.runs:
+            if counts(run) and optimizer in (None, run.optimizer):
+                seeds.setdefault((run.optimizer, run.lr), set()).add(run.seed)
+        return min(map(len, seeds.values()), default=0)

@@ -1,4 +1,4 @@
-"""The live display of training: runs done, the current runs' loss, time left. On stderr, and only where that is a terminal."""
+"""The live display of training, on a terminal's stderr: runs done, the current runs' loss, time left."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class LiveDisplay:
             console=console,
             expand=True,
         )
+        self._doing = ""
         self._live: Live | None = None
         self._row: TaskID | None = None
 
@@ -53,17 +54,22 @@ class LiveDisplay:
         if self._row is None:
             self._row = self._bar.add_task(self.task, total=self.total, runs=self._counts())
         self._bar.update(self._row, total=self.total)
-        if self.console.is_terminal and not self.console.quiet and self._live is None:
-            self._live = Live(self, console=self.console, refresh_per_second=8, transient=True)
-            self._live.start()
+        self._show()
+
+    def doing(self, what: str) -> None:
+        """Show what is done while no run is trained."""
+        self._doing = what
+        self._show()
 
     def advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> None:
         """Show where a run is."""
+        self._doing = ""
         self._current[spec] = (step, steps, loss)
         self._draw()
 
     def finished(self, spec: RunSpec, run: Run) -> None:
         """Count a run that has ended."""
+        self._doing = ""
         self._current.pop(spec, None)
         self.done += 1
         if run.status in self._marks:
@@ -90,7 +96,14 @@ class LiveDisplay:
         ]
         if len(self._current) > _SHOWN:
             lines.append(Text(f"  … and {len(self._current) - _SHOWN} more beside them", style="dim"))
+        if self._doing:
+            lines.append(Text(f"  {self._doing} …", style="dim"))
         return Group(self._bar, *lines)
+
+    def _show(self) -> None:
+        if self.console.is_terminal and not self.console.quiet and self._live is None:
+            self._live = Live(self, console=self.console, refresh_per_second=8, transient=True)
+            self._live.start()
 
     def _draw(self) -> None:
         partly = sum(step / steps for step, steps, _ in self._current.values())

@@ -15,7 +15,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from momo_cli.report import Report, formats, sentences, tables
+from momo_cli.report import Report, conclusions, numbers, tables
+from momo_cli.report.advice import answer, use
+from momo_cli.report.warnings import warnings
 
 #: Styles of the cells' levels: dark text on a light ground, legible on dark and on light terminals.
 STYLES = {
@@ -30,9 +32,10 @@ STYLES = {
 
 def print_sweep(report: Report, console: Console) -> None:
     """A row for each optimizer, a column for each learning rate, then what follows from them."""
-    _say(console, sentences.heading(report), style="bold")
+    _print_answer(console, report)
+    _say(console, conclusions.heading(report))
     strip = tables.strip(report)
-    columns = tables.short_figures(report)
+    columns = tables.columns(report, beside=True)
     widest = _strip_table(console, report, strip, strip.optimizers, columns)
     if _fits(console, widest):
         _print(console, widest)
@@ -45,13 +48,14 @@ def print_sweep(report: Report, console: Console) -> None:
 
 def print_compare(report: Report, console: Console) -> None:
     """The strips aligned on each optimizer's default learning rate, the figures side by side, and what follows."""
-    _say(console, sentences.heading(report), style="bold")
+    _print_answer(console, report)
+    _say(console, conclusions.heading(report))
     strip = tables.strip(report, relative=True)
     if strip.relative:
-        defaults = [f"{name} {formats.number(report.default_lrs[name])}" for name in strip.optimizers]
-        _say(console, f"Learning rates relative to each optimizer's default: {formats.names(defaults)}.")
+        defaults = [f"{name} {numbers.number(report.default_lrs[name])}" for name in strip.optimizers]
+        _say(console, f"Learning rates relative to each optimizer's default: {numbers.names(defaults)}.")
     _print_strip(console, report, strip)
-    columns = tables.long_figures(report)
+    columns = tables.columns(report)
     _print_figures(console, strip.optimizers, columns)
     _print_legend(console, strip, columns)
     _print_sentences(console, report)
@@ -59,22 +63,20 @@ def print_compare(report: Report, console: Console) -> None:
 
 def print_recommendation(report: Report, console: Console) -> None:
     """The optimizer and the learning rate to use, why, what is doubtful, and the line to paste."""
-    advice = report.recommendation
+    advice = report.advice
     if advice is None:
-        _say(console, "No recommendation: no run ended with a finite value.", style="bold")
+        _print_answer(console, report)
+        for line in warnings(report):
+            _warn(console, line)
     else:
-        _say(
-            console,
-            f"Use {advice['optimizer']} with a learning rate of {formats.number(advice['lr'], 4)}.",
-            style="bold",
-        )
+        _say(console, use(report, advice), style="bold")
         console.print()
-        for line in advice["code"].splitlines():
+        for line in advice.code.splitlines():
             console.print(Text("    " + _safe(console, line), style="cyan"), soft_wrap=True)
         console.print()
-        for line in advice["because"]:
+        for line in advice.because:
             _say(console, line)
-        for line in advice["warnings"]:
+        for line in advice.warnings:
             _warn(console, line)
     for line in report.lines:
         _say(console, line, style="dim")
@@ -106,19 +108,25 @@ def _warn(console: Console, text: str) -> None:
 
 
 def command_lines(command: str, width: int) -> list[str]:
-    r"""A command to paste, broken between its arguments as a shell takes it.
+    r"""A command to paste, broken before its flags as a shell takes it.
 
     >>> print("\n".join(command_lines("momo sweep task.py -o sgd --lrs sgd=10,100", 30)))
     momo sweep task.py -o sgd \
       --lrs sgd=10,100
+    >>> print("\n".join(command_lines("momo sweep task.py -o sgd", 24)))
+    momo sweep task.py \
+      -o sgd
     """
+    unquoted = r"(?=(?:[^']*'[^']*')*[^']*$)"
     lines = [""]
-    for word in re.split(r" (?=(?:[^']*'[^']*')*[^']*$)", command) if command else []:
-        if lines[-1] and len(lines[-1]) + len(word) + 3 > width:
-            lines[-1] += " \\"
-            lines.append("  " + word)
-        else:
-            lines[-1] += " " + word if lines[-1] else word
+    for flag in re.split(rf" (?=-){unquoted}", command) if command else []:
+        # A flag and its value stay together, unless they are wider than a line.
+        for part in [flag] if len(flag) + 4 <= width else re.split(rf" {unquoted}", flag):
+            if lines[-1] and len(lines[-1]) + len(part) + 3 > width:
+                lines[-1] += " \\"
+                lines.append("  " + part)
+            else:
+                lines[-1] += " " + part if lines[-1] else part
     return lines if command else []
 
 
@@ -144,11 +152,11 @@ def _cell_text(cell: tables.Cell | None, places: int) -> str:
     if cell is None:
         return ""
     if cell.level == "none":
-        return formats.NOTHING + " "
+        return numbers.NOTHING + " "
     if cell.level == "diverged":
         return "✗ "
     mark = "*" if cell.best else "✗" if cell.diverged else " "
-    return formats.fixed(cell.value, places) + mark
+    return numbers.fixed(cell.value, places) + mark
 
 
 def _strip_table(
@@ -160,7 +168,7 @@ def _strip_table(
     turned: bool = False,
 ) -> Table:
     """The strip, with figures beside it; ``turned``: a row for each learning rate."""
-    places = formats.decimals(tables.best_of_all(report), report.analysis["initial"])
+    places = numbers.decimals(tables.best_of_all(report), report.figures.initial)
     table = _new_table()
 
     def cell(name: str, column: float, width: int) -> Text:
@@ -172,12 +180,12 @@ def _strip_table(
     if turned:
         table.add_column("LR / default" if strip.relative else "LR", justify="right", no_wrap=True)
         for name in optimizers:
-            table.add_column(_safe(console, name), justify="right", overflow="fold", min_width=min(len(name), 12))
+            table.add_column(Text(_safe(console, name)), justify="right", overflow="fold", min_width=min(len(name), 12))
         shown = [c for c in strip.columns if any((name, c) in strip.cells for name in optimizers)]
-        wide = {name: widths((name, c) for c in strip.columns) for name in optimizers}
+        own = {name: widths((name, c) for c in strip.columns) for name in optimizers}
         for column in shown:
             title = _safe(console, strip.title(column))
-            table.add_row(title, *(cell(name, column, wide[name]) for name in optimizers))
+            table.add_row(title, *(cell(name, column, own[name]) for name in optimizers))
         return table
     table.add_column("" if strip.relative else "LR", overflow="fold", max_width=28)
     wide = max(
@@ -186,12 +194,12 @@ def _strip_table(
     for column in strip.columns:
         title = strip.title(column)
         table.add_column(_safe(console, title + " " * (len(title) < wide)), justify="right", no_wrap=True)
-    for column in columns:
-        table.add_column(" " + _wrapped(column.title).replace("\n", " \n") + " ", justify="right", no_wrap=True)
+    for figure in columns:
+        table.add_column(" " + _wrapped(figure.title).replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for name in optimizers:
         row = [cell(name, c, wide) for c in strip.columns]
-        beside = [_figure(console, column, strip.optimizers.index(name), " ") for column in columns]
-        table.add_row(_safe(console, name), *row, *beside)
+        beside = [_figure(console, figure, strip.optimizers.index(name), " ") for figure in columns]
+        table.add_row(Text(_safe(console, name)), *row, *beside)
     return table
 
 
@@ -223,7 +231,7 @@ def _print_figures(console: Console, optimizers: Sequence[str], columns: Sequenc
     for column in columns:
         table.add_column(" " + _wrapped(column.title).replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for i, name in enumerate(optimizers):
-        table.add_row(_safe(console, name), *(_figure(console, column, i, " ") for column in columns))
+        table.add_row(Text(_safe(console, name)), *(_figure(console, column, i, " ") for column in columns))
     if _fits(console, table):
         _print(console, table)
         return
@@ -232,7 +240,7 @@ def _print_figures(console: Console, optimizers: Sequence[str], columns: Sequenc
         table = _new_table()
         table.add_column("", overflow="fold", max_width=24)
         for name in some:
-            table.add_column(_safe(console, name), justify="right", overflow="fold", min_width=min(len(name), 12))
+            table.add_column(Text(_safe(console, name)), justify="right", overflow="fold", min_width=min(len(name), 12))
         for column in columns:
             table.add_row(column.title, *(_figure(console, column, optimizers.index(name), "\n") for name in some))
         return table
@@ -272,10 +280,18 @@ def _print_legend(console: Console, strip: tables.Strip, columns: Sequence[table
     console.print()
 
 
+def _print_answer(console: Console, report: Report) -> None:
+    lead, reason = answer(report)
+    _say(console, lead, style="bold")
+    if reason and report.figures.learned:
+        _say(console, reason)
+    console.print()
+
+
 def _print_sentences(console: Console, report: Report) -> None:
-    for line in sentences.conclusions(report):
+    for line in conclusions.conclusions(report):
         _say(console, line)
-    for line in sentences.warnings(report):
+    for line in warnings(report):
         _warn(console, line)
     for line in report.lines:
         _say(console, line, style="dim")

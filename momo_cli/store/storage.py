@@ -70,8 +70,8 @@ class Storage:
     """An Optuna storage, opened when it is first needed. A file comes into being with the first run that is stored.
 
     Args:
-        url: A database's URL as SQLAlchemy takes it, ``redis://…``, ``grpc://host:port`` of Optuna's proxy, or the name of
-            a file: ``….db`` of a SQLite database, ``….log`` of Optuna's journal.
+        url: A database's URL as SQLAlchemy takes it, ``redis://…``, ``grpc://host:port`` of Optuna's proxy, or the name
+            of a file: ``….db`` of a SQLite database, ``….log`` of Optuna's journal.
         grace: Seconds after which the runs of a process that has stopped sending heartbeats go to others.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -29,9 +30,9 @@ _QUICK = 2.0  # seconds of a claim's work below which the next is always made ah
 class StoredRuns:
     """The runs of one key.
 
-    Use it as a context manager around training: leaving it waits until every run given to :meth:`add` is stored, and gives
-    back what is held. A storage that fails is tried again meanwhile; what it doesn't take until the end, and what a second
-    Ctrl-C leaves, is written to a file.
+    Use it as a context manager around training: leaving it waits until every run given to :meth:`add` is stored, and
+    gives back the runs that are held and not done. A storage that fails is tried again meanwhile; runs that it doesn't
+    take until the end, and those that a second Ctrl-C leaves, are written to a file.
 
     Attributes:
         storage: Where the runs are.
@@ -267,7 +268,8 @@ class StoredRuns:
         self._failure = str(error).splitlines()[0].partition("can't be used: ")[2] or str(error)
         if first:
             self.warn(
-                f"The storage fails: {self._failure}. Training goes on; finished runs are kept, and stored when it is back."
+                f"The storage fails: {self._failure}. Training goes on; finished runs are kept, and stored when it is "
+                "back."
             )
 
     def _worked(self, asked: _Asked) -> None:
@@ -309,10 +311,9 @@ class StoredRuns:
                 return
             if self._failure is not None:
                 time.sleep(1)
-        try:
+        # If not, they go to others when their heartbeats are missed, or this process is seen to have ended.
+        with contextlib.suppress(UserError):
             self._call("give_back")
-        except UserError:
-            pass  # they go to others when their heartbeats are missed, or this process is seen to have ended
 
     def _call(self, method: Method, *arguments: Any) -> Any:
         """Call the writer; where the writing process has died, a writer here."""

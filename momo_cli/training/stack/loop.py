@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from momo_cli.errors import UserError, first_line
-from momo_cli.user_code import OURS
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
@@ -23,6 +22,7 @@ from momo_cli.training.stack.graph import CapturedStep, record_cuda
 from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.training.stack.optimizers import group_key, stacked_optimizer
 from momo_cli.training.stack.step import Group, Step
+from momo_cli.user_code import OURS
 
 _LEFT = 8  # compact the stack when an eighth of its rows has left
 

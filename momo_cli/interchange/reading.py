@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from momo_cli.errors import UserError, did_you_mean
-from momo_cli.report.csv import METRIC, PARAMETER
-from momo_cli.report.formats import count, names
+from momo_cli.interchange.writing import METRIC, PARAMETER
+from momo_cli.report.numbers import count, names
 from momo_cli.runs import Run
 
 #: Words that stand for "no value" in a table.
@@ -56,7 +58,8 @@ def read_csv(
         for column in columns:
             if column is not None and column not in header:
                 raise UserError(
-                    f"{flag} {column}: {path} has no such column.{did_you_mean(column, header)}\nIts columns: {', '.join(header)}."
+                    f"{flag} {column}: {path} has no such column.{did_you_mean(column, header)}\n"
+                    f"Its columns: {', '.join(header)}."
                 )
     if not optimizer_cols:
         raise UserError(
@@ -78,7 +81,11 @@ def read_csv(
     found_runs: dict[tuple[str, float, str], list[tuple[int, Row, float]]] = {}
     for line, row in rows:
         lr = _number(row[lr_col], path, line, lr_col)
-        if lr is None or lr <= 0:
+        if lr is not None and lr < 0:
+            raise UserError(
+                f"{path}, line {line}: the learning rate {row[lr_col]} in the column {lr_col!r} is negative.", code=1
+            )
+        if lr is None or lr == 0:
             skipped += 1
             continue
         epoch = 0.0
@@ -114,8 +121,8 @@ def read_csv(
             if i:  # a repeat: the next number that is free
                 number = next(n for n in range(10**9) if n not in taken[label, lr])
                 taken[label, lr].add(number)
-            value = _number(row[value_col], path, line, value_col)
-            run = Run(label, lr, number, "ok" if value is not None else "diverged", value, initial)
+            final = _number(row[value_col], path, line, value_col)
+            run = Run(label, lr, number, "ok" if final is not None else "diverged", final, initial)
             if ours:
                 _restore(run, row, path, line, value_col, initial)
             result.append((members[0][0], run))
@@ -123,6 +130,8 @@ def read_csv(
     optimizers = len({run.optimizer for _, run in result})
     said = f"Read {count(len(result), 'run')} of {count(optimizers, 'optimizer')} from {Path(path).name}"
     notes.insert(0, said + (f"; {lost} without a finite {value_col} count as diverged." if lost and not ours else "."))
+    if lost and not ours:
+        notes += _about_states([row for _, row in rows], value_col, set(where or {}))
     return [run for _, run in sorted(result, key=lambda pair: pair[0])], notes
 
 
@@ -144,7 +153,8 @@ def _rows(path: str | Path) -> tuple[list[str], list[tuple[int, Row]]]:
                     continue
                 if len(values) != len(header):
                     raise UserError(
-                        f"{path}, line {reader.line_num}: {count(len(values), 'value')}, but the first line names {count(len(header), 'column')}.",
+                        f"{path}, line {reader.line_num}: {count(len(values), 'value')}, but the first line names "
+                        f"{count(len(header), 'column')}.",
                         code=1,
                     )
                 rows.append((reader.line_num, {name: value.strip() for name, value in zip(header, values)}))
@@ -209,7 +219,7 @@ def _runs_of(members: list[tuple[int, Row, float]], epochs: bool) -> list[list[t
     if not epochs:
         return [[member] for member in members]
     in_turn = [[members[0]]]
-    for before, member in zip(members, members[1:]):
+    for before, member in itertools.pairwise(members):
         if member[2] <= before[2]:
             in_turn.append([])
         in_turn[-1].append(member)
@@ -264,6 +274,28 @@ def _about_repeats(
             f"--optimizer-col {telling[0]} or choose with --where {telling[0]}=…; if it is the seed, with --seed-col."
         )
     return notes
+
+
+def _about_states(rows: list[Row], value_col: str, used: set[str]) -> list[str]:
+    """What is said of rows without a value that a column such as W&B's ``State`` calls crashed: they count as diverged.
+
+    >>> rows = [{"State": "finished", "loss": "1"}, {"State": "crashed", "loss": ""}]
+    >>> _about_states(rows, "loss", set())
+    ['Those with State crashed may not have diverged: leave them out with --where State=finished.']
+    """
+    for column in rows[0]:
+        if column.lower() not in ("state", "status") or column in used:
+            continue
+        empty = [row[column] for row in rows if row[value_col].lower() in NO_VALUE]
+        whole = [row[column] for row in rows if row[value_col].lower() not in NO_VALUE]
+        other = [state for state in dict.fromkeys(empty) if state not in whole]
+        if other and whole:
+            usual = max(dict.fromkeys(whole), key=whole.count)
+            return [
+                f"Those with {column} {names(other, 'or')} may not have diverged: leave them out with "
+                f"--where {column}={shlex.quote(usual)}."
+            ]
+    return []
 
 
 def _seed_numbers(seeds: list[str]) -> tuple[dict[str, int], bool]:
