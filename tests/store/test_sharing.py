@@ -185,7 +185,7 @@ def test_thirty_kills_lose_nothing_and_double_nothing(short, momo):
 import os, random, signal, sys, time
 import optuna, sqlalchemy, torch
 from momo_cli.__main__ import run
-import momo_cli.experiment, momo_cli.training.execute, momo_cli.store.claims, momo_cli.store.tables
+import momo_cli.experiment, momo_cli.training.dispatch.executor, momo_cli.store.claims, momo_cli.store.tables
 random.seed(1)
 command = {[*SWEEP, "--json", "killed.json"]!r}
 for kill in range(31):
