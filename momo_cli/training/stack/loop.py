@@ -21,6 +21,7 @@ from momo_cli.training.stack.graph import CapturedStep, record_cuda
 from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.training.stack.optimizers import group_key, stacked_optimizer
 from momo_cli.training.stack.step import Group, Step
+from momo_cli.user_code import OURS
 
 _LEFT = 8  # compact the stack when an eighth of its rows has left
 
@@ -203,9 +204,9 @@ def train_stack(
         while not runs.done:
             yield from runs.step()
         yield from runs.finish()
-    except (CannotStack, UserError, torch.OutOfMemoryError):
+    except (CannotStack, *OURS, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
         # Alone, each run meets the same error or none; then it is reported as its own.
         raise CannotStack(first_line(error)) from error
 
