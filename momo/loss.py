@@ -130,11 +130,15 @@ class GradientVersions:
 
     def new(self, grads: Iterable[Tensor | None]) -> bool:
         """Whether a backward pass has come since the last ``zero_grad()`` or step with a recorded loss."""
-        return any(g is not None and self._spent.get(g) != g._version for g in grads)
+        return any(g is not None and self._version(self._spent, g) != g._version for g in grads)
+
+    @staticmethod
+    def _version(known: WeakTensorKeyDictionary, g: Tensor) -> Any:
+        return known[g] if g in known else None
 
     def not_zeroed(self, grads: Iterable[Tensor | None]) -> list[tuple[Tensor, int]]:
         """The gradients that the last ``zero_grad()`` has not made zero, each with its version."""
-        return [(g, g._version) for g in grads if g is not None and self._zeroed.get(g) != g._version]
+        return [(g, g._version) for g in grads if g is not None and self._version(self._zeroed, g) != g._version]
 
 
 def warn_if_not_finite(loss: Scalar, optimizer: str) -> bool:

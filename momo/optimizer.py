@@ -65,7 +65,7 @@ class TruncatedModelOptimizer(Optimizer):
         super()._patch_step_function()
         cls = type(self)
         if not getattr(cls.step, "whole", False):
-            step = torch._disable_dynamo(cls.step)
+            step: Any = torch._disable_dynamo(cls.step)  # type: ignore[attr-defined]
             step.hooked = step.whole = True
             cls.step = step  # type: ignore[method-assign]
 
@@ -426,7 +426,7 @@ class TruncatedModelOptimizer(Optimizer):
             self._state_of(p)
         return True
 
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` gave, and go on as if training had never stopped.
 

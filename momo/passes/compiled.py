@@ -16,6 +16,7 @@ import os
 import struct
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @functools.cache
-def _functions(direction: str, dtype: torch.dtype) -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
+def _functions(direction: str, dtype: torch.dtype) -> tuple[Any, Any]:
     library = _library()
     assert isinstance(library, ctypes.CDLL)
     # Tables are bytes objects; ctypes passes where they are.

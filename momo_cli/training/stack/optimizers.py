@@ -138,7 +138,7 @@ class _TruncatedRows(_Vectorized):
         gx = (g * x).sum(1, dtype=self._dtype)
         u = self.direction.of(arguments, weight, self.steps).accumulate(g, self.buffers, torch.empty_like(x))
         dx, du = ((self.buffers[0] * other).sum(1, dtype=self._dtype) for other in (x, u))
-        self.gamma.copy_(average(self.gamma, gx, weight))
+        self.gamma.copy_(torch.as_tensor(average(self.gamma, gx, weight)))
         cap, c = lr[:, 0].to(self._dtype) / average(self.rho, 1.0, weight), decay[:, 0]
         answer = truncated_step(
             Memory(self.loss_average, self.rho, self.lower_bound),
@@ -148,10 +148,10 @@ class _TruncatedRows(_Vectorized):
             lb=float(arguments["lb"]),
             use_fstar=arguments["use_fstar"],
         )
-        self.loss_average.copy_(answer.memory.average)
-        self.rho.copy_(answer.memory.rho)
+        for kept, new in zip((self.loss_average, self.rho), answer.memory):
+            kept.copy_(torch.as_tensor(new))
         if arguments["use_fstar"]:
-            self.lower_bound.copy_(answer.memory.lower_bound)
+            self.lower_bound.copy_(torch.as_tensor(answer.memory.lower_bound))
         moved = (answer.multiplier * cap).to(x.dtype)[:, None] * u
         if not self.decays:
             x.sub_(moved)
