@@ -19,7 +19,7 @@ import pytest
 from support import ROOT, alive, children, wait_for_trials
 
 from momo_cli.runs import Run
-from momo_cli.store import Store, holder, study_key
+from momo_cli.store import holder, study_key
 from momo_cli.store.claims import Claims
 from momo_cli.store.storage import Storage
 
@@ -176,7 +176,7 @@ def test_heartbeats_keep_runs(folder, monkeypatch):
 
 
 def test_thirty_kills_lose_nothing_and_double_nothing(short, momo):
-    code, out, err = momo(*SWEEP, "--json", "whole.json", "--storage", "whole.db")
+    code, _, err = momo(*SWEEP, "--json", "whole.json", "--storage", "whole.db")
     assert code == 0, err
     whole = json.loads((short / "whole.json").read_text())
     (short / "trained").unlink()
