@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from momo.method import Scalar
 from momo.passes.members import on_host, scalar_device
@@ -114,8 +115,7 @@ class GradientVersions:
     """Which gradients are new: autograd makes a tensor, or raises the version of the one that it adds to."""
 
     def __init__(self) -> None:
-        self._zeroed: dict[int, int] = {}
-        self._spent: dict[int, int] = {}
+        self._zeroed = self._spent = WeakTensorKeyDictionary()
         self.zero_grad_calls = 0
 
     def zero_grad(self, remaining: Iterable[Tensor | None]) -> None:
@@ -126,15 +126,15 @@ class GradientVersions:
 
     def spend(self, grads: Iterable[Tensor | None]) -> None:
         """A step takes these gradients, or is skipped because of them."""
-        self._spent = {id(g): g._version for g in grads if g is not None}
+        self._spent = WeakTensorKeyDictionary({g: g._version for g in grads if g is not None})
 
     def new(self, grads: Iterable[Tensor | None]) -> bool:
         """Whether a backward pass has come since the last ``zero_grad()`` or step with a recorded loss."""
-        return any(g is not None and self._spent.get(id(g)) != g._version for g in grads)
+        return any(g is not None and self._spent.get(g) != g._version for g in grads)
 
     def not_zeroed(self, grads: Iterable[Tensor | None]) -> list[tuple[Tensor, int]]:
         """The gradients that the last ``zero_grad()`` has not made zero, each with its version."""
-        return [(g, g._version) for g in grads if g is not None and self._zeroed.get(id(g)) != g._version]
+        return [(g, g._version) for g in grads if g is not None and self._zeroed.get(g) != g._version]
 
 
 def warn_if_not_finite(loss: Scalar, optimizer: str) -> bool:

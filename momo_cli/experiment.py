@@ -13,12 +13,12 @@ from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.store import Store, StoredRuns, study_key
-from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 
 if TYPE_CHECKING:
     from momo_cli.training.dispatch.candidates import Resources
     from momo_cli.training.dispatch.executor import Executor
+    from momo_cli.training.probe import Probe
     from momo_cli.training.run.record import Watch
 
 
@@ -98,18 +98,20 @@ class Experiment:
 
         return Resources(parse_devices(self.device), self.together, self.jobs)
 
-    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task, str]:
+    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Probe, str]:
         """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
         from momo_cli.training.evaluation import check_metric, objective_name
+        from momo_cli.training.probe import Probe
         from momo_cli.training.untrained import untrained_line, untrained_tensors
 
         optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
         for optimizer, spec in optimizers.items():
             optimizer.check(spec.lr, dict(spec.params))
-        task = self.source.build(specs[0].seed, device)
-        name = objective_name(task, self.settings)
-        check_metric(task, name, device)
-        return name, task, untrained_line(untrained_tensors(task, self.settings, device))
+        probe = Probe(self.source, specs[0].seed, device)
+        assert probe.task is not None
+        name = objective_name(probe.task, self.settings)
+        check_metric(probe.task, name, device)
+        return name, probe, untrained_line(untrained_tensors(probe.task, self.settings, device))
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""
@@ -197,11 +199,11 @@ class Session:
 
         resources = experiment._resources()
         self.display.doing("building the task")
-        self.objective, task, untrained = experiment._check(specs, resources.devices[0])
+        self.objective, probe, untrained = experiment._check(specs, resources.devices[0])
         if untrained:
             self.display.said(untrained)
         executor = Executor(
-            experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch
+            experiment.source, experiment.settings, resources, self._advanced, self.display.said, probe, self._batch
         )
         return self._open.enter_context(executor)
 
