@@ -51,7 +51,7 @@ def test_commands_in_their_order(momo, folder):
 @pytest.mark.parametrize("command", re.findall(r"pip install .*", README))
 def test_set_up_commands_name_extras_that_exist(command):
     text = (ROOT / "pyproject.toml").read_text()
-    for extra in re.findall(r"\[(\w+)\]", command):
+    for extra in ",".join(re.findall(r"\[([\w,]+)\]", command)).split(","):
         assert re.search(rf"^{extra} = \[", text, re.MULTILINE)
 
 
