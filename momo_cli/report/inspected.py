@@ -62,8 +62,8 @@ def _findings(seen: Inspection) -> list[str]:
         ]
     if min(losses) < 0:
         return [
-            f"The loss was negative ({min(losses):.4g}): give Momo's methods a lower bound of it, as in "
-            "-o 'momo(lb=-10)', or use momo-star."
+            f"The loss was negative ({min(losses):.4g}): give Momo's methods a lower bound a little below the lowest "
+            "loss that adam, say, reaches, as in -o 'momo(lb=-3)' where that is -2.5. momo-star doesn't help there."
         ]
     return [
         f"The loss was not negative in these {len(seen.losses)} steps. The lower bound lb=0 of Momo's methods holds if "

@@ -70,6 +70,16 @@ def test_a_changed_source_file_starts_afresh_and_says_so(momo, folder):
     assert code == 0 and "mymodule.py has changed" in err and "were stored" not in out
 
 
+def test_comments_docstrings_and_formatting_cost_nothing(momo, folder):
+    momo(*GRID)
+    file = folder / "mymodule.py"
+    changed = file.read_text().replace(
+        "def build(seed, width=8, samples=96):", "def build(seed, width = 8, samples=96):  # new\n    '''A task.'''"
+    )
+    file.write_text("# a comment\n" + changed)
+    assert "6 of 6 runs were stored" in momo(*GRID)[1]
+
+
 def test_a_changed_file_that_the_task_imports_counts_too(momo, folder):
     (folder / "lib").mkdir()
     (folder / "lib" / "__init__.py").write_text("")

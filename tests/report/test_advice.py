@@ -77,7 +77,11 @@ def test_nothing_to_recommend():
 def test_the_lower_bound():
     negative = grid("momo", [5, 4, 3, 4, 5], train_loss=-2.0)
     found = advice(negative)
-    assert "-2" in " ".join(found.warnings) and "lb=…" in found.code
+    assert (
+        "-2" in " ".join(found.warnings) and "lb=…" in found.code and "run adam beside it" in " ".join(found.warnings)
+    )
+    beside = advice(negative + grid("adam", [5, 4, 3, 4, 5], train_loss=-2.5))
+    assert "-o 'momo(lb=-3)'" in " ".join(beside.warnings)
     flat = grid("momo", [5, 4, 3, 4, 5], curve=[[t, 3 + 7 * 0.5**t] for t in range(20)])
     found = advice(flat)
     assert "use_fstar=True" in " ".join(found.warnings) and "use_fstar" in found.code

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from momo_cli.errors import first_line
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
-from momo_cli.training.data import generators_restored, move
+from momo_cli.training.data import generators_restored, map_tensors, move
 from momo_cli.training.evaluation import buffers_restored, precision, scalar_loss, training_loss
 from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.user_code import OURS
@@ -34,12 +36,12 @@ def check_stack(task: Task, batch: Any, settings: Settings) -> None:
         model.train()
         if _is_random(task, batch, settings):
             model.eval()  # with dropout two passes differ anyway: compare without it
-            _compare(task, batch, settings)
+            _compare_or_in_double(task, batch, settings)
             model.train()
             stack = Stack([task] * 2, [0, 0], settings)
             stack.gradients([batch])
         else:
-            _compare(task, batch, settings)
+            _compare_or_in_double(task, batch, settings)
     except (CannotStack, *OURS):
         raise
     except BaseException as error:
@@ -50,6 +52,28 @@ def check_stack(task: Task, batch: Any, settings: Settings) -> None:
         with torch.no_grad():
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 tensor.copy_(saved[name])
+
+
+class _OtherValues(CannotStack):
+    """A trial step of a stack gave other values than the model alone."""
+
+
+def _compare_or_in_double(task: Task, batch: Any, settings: Settings) -> None:
+    """Compare; where values differ, once more in double precision, which tells rounding that a deep model has amplified
+    from a wrong result."""
+    try:
+        _compare(task, batch, settings)
+    except _OtherValues:
+        model = copy.deepcopy(task.model).double()
+        doubled = map_tensors(batch, lambda item: item.double() if _is_floating(item) else item)
+        try:
+            _compare(dataclasses.replace(task, model=model), doubled, dataclasses.replace(settings, amp="off"))
+        except (CannotStack, RuntimeError):  # or the task's own code is written for one precision
+            raise _OtherValues("a trial step gave other values than the model alone") from None
+
+
+def _is_floating(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) and item.is_floating_point()
 
 
 def _compare(task: Task, batch: Any, settings: Settings) -> None:
@@ -76,7 +100,7 @@ def _compare(task: Task, batch: Any, settings: Settings) -> None:
         for together, separate in pairs:
             difference = (together.double() - separate.double()).norm()
             if not difference <= bound * separate.double().norm() + 1e-6 * bound:
-                raise CannotStack("a trial step gave other values than the model alone")
+                raise _OtherValues("a trial step gave other values than the model alone")
 
 
 def tolerance(settings: Settings, dtype: torch.dtype) -> float:
