@@ -254,6 +254,19 @@ def can_stack(spec: RunSpec) -> bool:
     return closure is None or closure.default is not inspect.Parameter.empty
 
 
+def is_vectorized(spec: RunSpec) -> bool:
+    """Whether a stack steps the optimizer without making it."""
+    return _vectorized(spec)[2] is not None
+
+
+def _vectorized(spec: RunSpec) -> tuple[type, dict[str, Any], type[_Vectorized] | None]:
+    """The optimizer's class, its arguments, and the class here that does the same; None where there is none."""
+    loaded, arguments = spec.optimizer.load()
+    arguments = arguments | dict(spec.params)
+    rows = _VECTORIZED.get(f"{loaded.__module__.rpartition('.')[0] or loaded.__module__}.{loaded.__name__}")
+    return loaded, arguments, rows if rows is not None and set(arguments) <= set(rows.takes) else None
+
+
 def group_key(spec: RunSpec) -> tuple[Any, ...]:
     """Runs of one key can share an object of this module: the same optimizer, and only LR and weight decay differ."""
     return spec.optimizer.label, tuple(item for item in spec.params if item[0] != "weight_decay")
@@ -261,12 +274,9 @@ def group_key(spec: RunSpec) -> tuple[Any, ...]:
 
 def stacked_optimizer(specs: Sequence[RunSpec], x: torch.Tensor, shapes: Sequence[torch.Size]) -> Rows:
     """The optimizer of ``specs``, which have one :func:`group_key`, over their rows ``x``."""
-    loaded, arguments = specs[0].optimizer.load()
-    arguments = arguments | dict(specs[0].params)
-    name = f"{loaded.__module__.rpartition('.')[0] or loaded.__module__}.{loaded.__name__}"
-    rows = _VECTORIZED.get(name)
-    if rows is None or not set(arguments) <= set(rows.takes):
+    loaded, arguments, rows = _vectorized(specs[0])
+    if rows is None:
         return RowByRow(specs, x, shapes)
-    parameters = inspect.signature(loaded.__init__).parameters
+    parameters = inspect.signature(loaded).parameters
     defaults = {key: parameter.default for key, parameter in parameters.items() if key in rows.takes}
     return rows(specs, x, rows.takes | defaults | arguments)
