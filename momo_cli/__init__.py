@@ -5,6 +5,28 @@
 True
 """
 
-from momo_cli.task import Task
+from __future__ import annotations
 
-__all__ = ["Task"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from momo_cli.errors import UserError
+    from momo_cli.script_log import log
+    from momo_cli.task.definition import Task
+
+# Imported when they are first used (PEP 562): a training script that only logs pays for nothing else.
+_MODULES = {"Task": "momo_cli.task.definition", "UserError": "momo_cli.errors", "log": "momo_cli.script_log"}
+
+__all__ = ["Task", "UserError", "log"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
