@@ -24,8 +24,8 @@ class Command:
     """A command line with placeholders, run once for each run.
 
     Attributes:
-        words: The argument list; ``{lr}``, ``{optimizer}``, ``{seed}``, ``{steps}``, ``{epochs}``, ``{dir}`` and ``{NAME}`` of
-            ``arguments`` stand for values, ``{{`` and ``}}`` for braces.
+        words: The argument list; ``{lr}``, ``{optimizer}``, ``{seed}``, ``{steps}``, ``{epochs}``, ``{dir}`` and
+            ``{NAME}`` of ``arguments`` stand for values, ``{{`` and ``}}`` for braces.
         arguments: The user's ``--set key=value``.
         steps: ``--steps``, or None.
         epochs: ``--epochs``, or None.

@@ -17,8 +17,8 @@ _TAIL = 1 << 16  # bytes that hold them
 class RunFolder:
     """The files of one run.
 
-    While the script runs, its output stands beside ``path``, which is empty at first; when it has ended, in ``path``. So
-    output found beside it is that of a script that was interrupted, whose folder is left as it is.
+    While the script runs, its output stands beside ``path``, which is empty at first; when it has ended, in ``path``.
+    So output found beside it is that of a script that was interrupted, whose folder is left as it is.
 
     Args:
         under: The folder of all runs of a study.

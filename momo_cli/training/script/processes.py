@@ -115,7 +115,7 @@ class Processes:
         return bool(states) and not any(group == self._script.pid and state not in "ZX" for state, group in states)
 
     def _marked(self) -> list[int]:
-        """Running processes, in whatever group, that inherited the script's environment; none where there is no /proc."""
+        """Running processes of any group that inherited the script's environment; none where there is no /proc."""
         found = []
         for pid in _processes():
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Where a script's numbers are read: ``momo_cli.log``, ``--read``, ``--read-file``, JSON lines of its output; the first that applies."""
+"""Where a script's numbers are read: ``momo_cli.log``, ``--read``, ``--read-file``, JSON lines; the first that applies."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec
 from momo_cli.runs import Run
 from momo_cli.script_log import LOG_VARIABLE
@@ -63,7 +62,7 @@ class ScriptTrainer:
         command: Command,
         reading: Reading,
         under: Path,
-        limits: Limits = Limits(),  # noqa: B008
+        limits: Limits = Limits(),
         watch: Callable[[RunSpec, int, int, float], bool] = lambda *progress: False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -298,8 +297,8 @@ def _no_objective(reading: Reading, reports: Reports, objective: str) -> str:
         told = " and ".join(filter(None, [reading.pattern and f"--read {reading.pattern!r}", reading.file]))
         return f"The script ended well, but {told} found no number."
     return (
-        'The script reported no number: call momo_cli.log(loss=…), print JSON lines such as {"loss": 0.5}, or say with\n'
-        "--read REGEX or --read-file PATH where its numbers are."
+        'The script reported no number: call momo_cli.log(loss=…), print JSON lines such as {"loss": 0.5}, or say\n'
+        "with --read REGEX or --read-file PATH where its numbers are."
     )
 
 
