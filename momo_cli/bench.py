@@ -80,25 +80,23 @@ def stack_table(task_name: str, device_name: str) -> None:
     from momo_cli.plan import RunSpec, Settings, parse_optimizers
     from momo_cli.task import find_task
     from momo_cli.training import cpu
-    from momo_cli.training.timing import separate_seconds, stack_seconds
+    from momo_cli.training.dispatch.timing import StepTimes
 
     device = torch.device(device_name)
     cpu.prepare(device)
     task = find_task(task_name).build(0, device)
-    task.model.to(device)
-    optimizers = parse_optimizers(["momo,sgd-m"])
-    alone = separate_seconds(task, [RunSpec(o, 1e-9, 0) for o in optimizers], Settings(), device)
+    momo, sgd = parse_optimizers(["momo,sgd-m"])
+    times = StepTimes(task, [RunSpec(momo, 1e-9, 0), RunSpec(sgd, 1e-9, 0)] * 128, Settings(), device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device_name
-    print(f"{task_name}, momo and sgd-m, on {where}: a step of one run alone takes {1e3 * alone:.3g} ms")
+    print(f"{task_name}, momo and sgd-m, on {where}: a step of one run alone takes {1e3 * times.alone:.3g} ms")
     print(f"{'K':>5}{'ms a step':>12}{'over one alone':>16}{'runs gained':>13}")
     for k in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        specs = [RunSpec(optimizers[i % 2], 1e-9 * (1 + i), 0) for i in range(k)]
         try:
-            seconds = stack_seconds(task, specs, Settings(), device)
+            seconds = k * (times.stack(k) or 0.0)
         except torch.OutOfMemoryError:
             print(f"{k:5}   out of memory")
             break
-        print(f"{k:5}{1e3 * seconds:12.3g}{seconds / alone:15.2f}×{k * alone / seconds:12.1f}×")
+        print(f"{k:5}{1e3 * seconds:12.3g}{seconds / times.alone:15.2f}×{k * times.alone / seconds:12.1f}×")
 
 
 def processes(device: str) -> int:

@@ -17,8 +17,9 @@ from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 
 if TYPE_CHECKING:
-    from momo_cli.training.execute import Executor, Resources
-    from momo_cli.training.single import Watch
+    from momo_cli.training.dispatch.candidates import Resources
+    from momo_cli.training.dispatch.executor import Executor
+    from momo_cli.training.run.record import Watch
 
 
 class Display(Protocol):
@@ -90,7 +91,7 @@ class Experiment:
 
     def _resources(self) -> Resources:
         from momo_cli.training.devices import parse_devices
-        from momo_cli.training.execute import Resources
+        from momo_cli.training.dispatch.candidates import Resources
 
         if self.together not in ("auto", "off") and not (self.together.isdecimal() and int(self.together) > 0):
             raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
@@ -185,7 +186,7 @@ class Session:
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
-        from momo_cli.training.execute import Executor
+        from momo_cli.training.dispatch.executor import Executor
 
         resources = experiment._resources()
         self.objective, task = experiment._check(specs, resources.devices[0])

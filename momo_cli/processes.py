@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -20,11 +21,20 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *arguments), daemon=daemon)
+    process = context.Process(target=_run, args=(target, theirs, *arguments), daemon=daemon)
     with _interrupts_ignored():
         process.start()
     theirs.close()
     return process, ours
+
+
+def _run(target: Callable[..., None], *arguments: Any) -> None:
+    # A process hands the way in which it was started down to those that it starts. The user's DataLoader is to start its
+    # workers as in a fresh interpreter; started like this one, each would import torch and the user's libraries anew.
+    multiprocessing.set_start_method(None, force=True)
+    # Python's own way out ends such workers; killed by the signal, this process would leave them behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    target(*arguments)
 
 
 def end(processes: Sequence[Any]) -> None:

@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("MOMO_STORAGE", raising=False)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in [n for n in sys.modules if n == "mymodule" or n.startswith("momo_task_")]:
+    for name in [n for n in sys.modules if n == "mymodule" or n.startswith("momo_cli.task.files.")]:
         monkeypatch.delitem(sys.modules, name)
     (tmp_path / "mymodule.py").write_text(TASK)
     return tmp_path
@@ -35,7 +35,7 @@ def momo(folder, capsys):
     """Runs the command line in this process: ``momo("sweep", …) -> (exit code, stdout, stderr)``."""
 
     def command(*arguments: str) -> tuple[int, str, str]:
-        for name in [n for n in sys.modules if n == "mymodule" or n.startswith("momo_task_")]:
+        for name in [n for n in sys.modules if n == "mymodule" or n.startswith("momo_cli.task.files.")]:
             del sys.modules[name]
         capsys.readouterr()
         code = run([str(argument) for argument in arguments])

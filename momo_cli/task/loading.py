@@ -19,6 +19,7 @@ from typing import Any
 from momo_cli.errors import UserError, did_you_mean
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.definition import Task
+from momo_cli.task.files import module_name
 from momo_cli.user_code import UserCodeError
 
 
@@ -186,22 +187,10 @@ def _import(source: TaskSource) -> Any:
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
             return importlib.import_module(source.module)
-        name = "momo_task_" + hashlib.sha256(source.module.encode()).hexdigest()[:12]
-        if name in sys.modules:
-            return sys.modules[name]
         folder = str(source.file.parent)
         if folder not in sys.path:
             sys.path.insert(0, folder)
-        spec = importlib.util.spec_from_file_location(name, source.file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
+        return importlib.import_module(module_name(source.file))
     except UserError:
         raise
     except Exception as error:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -104,11 +104,11 @@ def scalar_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
     )
 
 
-def evaluate(task: Task, model: torch.nn.Module, settings: Settings, device: torch.device) -> Evaluation:
+def evaluate(task: Task, settings: Settings, device: torch.device) -> Evaluation:
     """``loss`` and ``metrics`` over ``val``, in eval mode and without gradients."""
     if task.val is None:
         return Evaluation()
-    sums: dict[str, Any] = {}
+    model, sums = task.model, {}
     samples, loss_sum = 0, torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     was_training = model.training
     model.eval()
@@ -137,26 +137,37 @@ def checked_metrics(metrics: Any) -> dict[str, Any]:
     return metrics
 
 
-def initial_values(
-    task: Task, model: torch.nn.Module, objective: str, settings: Settings, device: torch.device
-) -> tuple[float | None, float]:
-    """ℓ0, the objective before the first step, and the loss that divergence is measured against.
+class Initial(NamedTuple):
+    """What was measured before the first step, the same for all runs of a seed.
 
-    The two are one where the objective is a loss; for a metric the second is ``val_loss``. No generator, buffer
-    or mode is other afterwards, so that training goes as if nothing had been measured.
+    Attributes:
+        objective: ℓ0; None where it isn't known.
+        loss: What divergence is measured against: the objective where that is a loss, else ``val_loss``.
+    """
+
+    objective: float | None
+    loss: float
+
+
+def measure_initial(task: Task, objective: str, settings: Settings, device: torch.device) -> Initial:
+    """Measure the model as it is; ``task.initial`` stands for ℓ0 where the task says it.
+
+    No generator, buffer or mode is other afterwards, so that training goes as if nothing had been measured.
     """
     with generators_restored(task.train, task.val):
         if objective == "train_loss":
-            loss = train_loss_before(task, model, settings, device)
-            return (task.initial if task.initial is not None else loss), loss
-        before = evaluate(task, model, settings, device)
-    value = before.of(objective, None)
-    assert before.val_loss is not None
-    return (task.initial if task.initial is not None else value), before.val_loss
+            loss = train_loss_before(task, settings, device)
+            value: float | None = loss
+        else:
+            before = evaluate(task, settings, device)
+            assert before.val_loss is not None
+            value, loss = before.of(objective, None), before.val_loss
+    return Initial(task.initial if task.initial is not None else value, loss)
 
 
-def train_loss_before(task: Task, model: torch.nn.Module, settings: Settings, device: torch.device) -> float:
+def train_loss_before(task: Task, settings: Settings, device: torch.device) -> float:
     """Mean training loss over the first 10 batches, of the model as it is."""
+    model = task.model
     with buffers_restored(model), torch.no_grad(), precision(settings, device):
         model.train()
         losses = [
@@ -166,6 +177,21 @@ def train_loss_before(task: Task, model: torch.nn.Module, settings: Settings, de
     if not losses:
         raise UserError("train gave no batch: it must be possible to iterate it again and again.")
     return float(torch.stack(losses).mean())
+
+
+@contextlib.contextmanager
+def unchanged(task: Task) -> Iterator[None]:
+    """Leave the task as it was found: its parameters, buffers, mode, and every generator that its data draw from."""
+    model = task.model
+    saved = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        with generators_restored(task.train, task.val):
+            yield
+    finally:
+        model.train()
+        with torch.no_grad():
+            for tensor, value in saved:
+                tensor.copy_(value)
 
 
 @contextlib.contextmanager

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import time
 from typing import Any
 
 import torch
 
+from momo_cli.plan.grid import RunSpec
+from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import known_length
 from momo_cli.task.loading import TaskSource
-from momo_cli.training.data import batch_size, endless, generators_restored, move
-from momo_cli.training.evaluation import evaluate, objective_name, precision, scalar_loss, train_loss_before
-from momo_cli.training.stack import CannotStack, check_stack
-from momo_cli.training.stepping import Stepper
+from momo_cli.training.data import batch_size, generators_restored, move
+from momo_cli.training.evaluation import Initial, evaluate, objective_name, train_loss_before
+from momo_cli.training.run.clock import step_times
+from momo_cli.training.run.training_run import TrainingRun
+from momo_cli.training.stack.checks import check_stack
+from momo_cli.training.stack.models import CannotStack
 
 _STEPS = 20
 
@@ -60,38 +62,26 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         UserError: The task is wrong.
         Exception: Whatever the user's loss, metrics or data raise.
     """
-    from momo import Momo
-
     task = source.build(seed, device)
     model = task.model.to(device)
     objective = objective_name(task, settings)
     with generators_restored(task.train, task.val):
         first = move(next(iter(task.train)), device)
-        train_loss = train_loss_before(task, model, settings, device)
-        before = evaluate(task, model, settings, device)
+        train_loss = train_loss_before(task, settings, device)
+        before = evaluate(task, settings, device)
     alone = ""
     try:
         check_stack(task, first, settings)
     except CannotStack as reason:
         alone = str(reason)
-    model.train()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    initial = Initial(before.of(objective, train_loss), train_loss if before.val_loss is None else before.val_loss)
+    momo = RunSpec(OptimizerSpec.parse("momo"), 1.0, seed)
+    few = dataclasses.replace(settings, steps=_STEPS, epochs=None, schedule="constant", warmup=0.0)
+    run = TrainingRun(task, momo, few, device, initial=initial)
+    times = step_times(run, device)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    stepper = Stepper(
-        Momo(trainable), settings.clip, torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None
-    )
-    losses, times = [], []
-    for batch in itertools.islice(endless(task.train), _STEPS):
-        batch = move(batch, device)
-
-        def compute_loss() -> torch.Tensor:
-            with precision(settings, device):
-                return scalar_loss(task, model, batch)
-
-        start = time.perf_counter()
-        losses.append(stepper.step(compute_loss).item())
-        times.append(time.perf_counter() - start)
     lengths = tuple(known_length(b) for b in (task.train, task.val))
     return Inspection(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -101,9 +91,9 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         batch_size=batch_size(first),
         steps=task.count_steps(settings.steps, settings.epochs),
         objective=objective,
-        initial=before.of(objective, train_loss),
+        initial=initial.objective,
         train_loss=train_loss,
-        losses=losses,
+        losses=run.record.history.losses,
         step_seconds=sorted(times)[len(times) // 2],
         memory=torch.cuda.max_memory_allocated(device)
         if device.type == "cuda"

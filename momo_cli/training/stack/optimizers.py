@@ -17,7 +17,7 @@ from momo.directions import Adam as AdamDirection
 from momo.directions import Momentum as MomentumDirection
 from momo.step_size import Scalar, Term, average, truncated_step, weight_sum
 from momo_cli.plan.grid import RunSpec
-from momo_cli.training.stepping import Stepper
+from momo_cli.training.run.stepper import Stepper
 
 
 class Rows(Protocol):
@@ -31,7 +31,7 @@ class Rows(Protocol):
 
 
 class _Vectorized:
-    """State that is one tensor with a row for each run, and changed in place, so that a step can be captured (``capture.py``)."""
+    """State that is one tensor with a row for each run, and changed in place, so that a step can be captured (``graph.py``)."""
 
     def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
@@ -191,10 +191,9 @@ class RowByRow:
                 parameter.grad = view
             stepper.set_lr(factor)
             stepper.step_with(loss)
-            if hasattr(stepper.optimizer, "diagnostics"):
-                diagnostics.append(
-                    {key: value.reshape(-1)[0] for key, value in stepper.optimizer.diagnostics().items()}
-                )
+            figures = stepper.diagnostics()
+            if figures is not None:
+                diagnostics.append({key: value.reshape(-1)[0] for key, value in figures.items()})
         if not diagnostics:
             return None
         return {key: torch.stack([figures[key] for figures in diagnostics]) for key in diagnostics[0]}

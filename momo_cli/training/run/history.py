@@ -1,20 +1,11 @@
-"""What a run's losses say while it trains: its curve, its final training loss, and whether it has diverged."""
+"""The losses of a run while it trains: its curve, its final training loss, and whether it has diverged."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 POINTS = 20  # of the curve: enough to draw it and to prune by
 _DIVERGED = 10  # times ℓ0
-
-
-def reading_interval(device: torch.device) -> int:
-    """Steps after which losses are read: on a GPU that waits for the device, so several at a time, and a run ends a few steps later."""
-    return 1 if device.type == "cpu" else 10
 
 
 class History:

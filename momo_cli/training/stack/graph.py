@@ -10,8 +10,8 @@ import torch
 
 from momo_cli.errors import first_line
 from momo_cli.training.data import Generators, map_tensors, tensors
-from momo_cli.training.stack import CannotStack
-from momo_cli.training.step import Step
+from momo_cli.training.stack.models import CannotStack
+from momo_cli.training.stack.step import Step
 
 _WARM = 2  # steps of each shape of batch before it is captured: libraries make their handles and choose their kernels
 _MOST = 4  # shapes of batch that are captured; further ones are stepped as they come

@@ -8,10 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.task import find_task
-from momo_cli.training import capture, single, together
-from momo_cli.training.capture import CapturedStep
-from momo_cli.training.single import train_run
-from momo_cli.training.together import train_together
+from momo_cli.training.run import record
+from momo_cli.training.stack import loop
+from momo_cli.training.stack.step import Step
+from momo_cli.training.stack.graph import CapturedStep
+from momo_cli.training.run.training_run import train_run
+from momo_cli.training.stack.loop import train_stack
 
 CPU = torch.device("cpu")
 LABELS = ["momo", "momo(weight_decay=0.1,bias_correction=True)", "momo-star", "momo-adam", "momo-adam(weight_decay=0.1)",
@@ -31,10 +33,9 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         for argument, value in zip(function._schema.arguments, args):
             # native_batch_norm's schema does not tell that it changes the running statistics.
-            if (
-                (argument.alias_info is not None
-                and argument.alias_info.is_write)
-                or argument.name in ("running_mean", "running_var")
+            if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in (
+                "running_mean",
+                "running_var",
             ):
                 for tensor in value if isinstance(value, (list, tuple)) else [value]:
                     whole = tensor.detach().as_strided(
@@ -61,7 +62,7 @@ class Tape(TorchDispatchMode):
                         static.copy_(tensor)
 
 
-def record(step):
+def taped(step):
     with Tape() as tape:
         report = step()
     return tape.repeat, report
@@ -73,12 +74,11 @@ def captured(monkeypatch):
     made = []
 
     def stepping(stack, groups, settings):
-        made.append(CapturedStep(together.Step(stack, groups, settings), record))
+        made.append(CapturedStep(Step(stack, groups, settings), taped))
         return made[-1]
 
-    monkeypatch.setattr(together, "_stepping", stepping)
-    for module in (together, single):
-        monkeypatch.setattr(module, "reading_interval", lambda device: 10)
+    monkeypatch.setattr(loop, "prepare_step", stepping)
+    monkeypatch.setattr(record, "reading_interval", lambda device: 10)
     return made
 
 
@@ -96,11 +96,11 @@ def specs_of(labels, seeds=2):
 def test_captured_steps_are_the_plain_ones(captured, monkeypatch, task, settings):
     """36 steps of 23 batches a pass: two shapes of batch, the smaller one too rare to be captured."""
     specs = specs_of(LABELS if task == "digits-mlp" else LABELS[:1] + LABELS[3:4])
-    runs = dict(train_together(find_task(task), specs, settings, CPU))
+    runs = dict(train_stack(find_task(task), specs, settings, CPU))
     (step,) = captured
     assert step.gave_up is None and len(step._captured) == 1 and list(step._seen.values()) == [3, 1]
     monkeypatch.undo()
-    for spec, plain in train_together(find_task(task), specs, settings, CPU):
+    for spec, plain in train_stack(find_task(task), specs, settings, CPU):
         assert runs[spec].status == plain.status
         assert runs[spec].objective == pytest.approx(plain.objective, rel=1e-6), spec.optimizer.label
         assert runs[spec].capped == plain.capped
@@ -112,7 +112,7 @@ def test_a_stack_that_is_compacted_is_captured_anew(captured):
     specs = [
         RunSpec(OptimizerSpec.parse(label), lr, 0) for label in ("sgd", "momo", "adam") for lr in (1e-3, 3e-3, 1e6, 3e6)
     ]
-    runs = dict(train_together(find_task("digits-mlp"), specs, Settings(steps=60), CPU))
+    runs = dict(train_stack(find_task("digits-mlp"), specs, Settings(steps=60), CPU))
     assert len(captured) > 1 and all(step.gave_up is None for step in captured) and captured[-1]._captured
     for spec in specs:
         alone = train_run(find_task("digits-mlp"), spec, Settings(steps=60), CPU)
@@ -148,7 +148,7 @@ def build(seed):
 def test_what_cannot_be_captured_is_stepped_plainly(captured, folder, body, reason):
     (folder / "odd.py").write_text(ODD.replace("BODY", body))
     specs = [RunSpec(OptimizerSpec.parse(label), 0.01, 0) for label in ("momo", "sgd-m")]
-    runs = dict(train_together(find_task("odd.py"), specs, Settings(steps=20), CPU))
+    runs = dict(train_stack(find_task("odd.py"), specs, Settings(steps=20), CPU))
     (step,) = captured
     assert (step.gave_up is None) if reason is None else (reason in step.gave_up and not step._captured)
     assert all(run.status == "ok" and run.steps == 20 and run.train_loss < 2 * run.initial for run in runs.values())
@@ -156,18 +156,18 @@ def test_what_cannot_be_captured_is_stepped_plainly(captured, folder, body, reas
 
 def test_an_optimizer_that_steps_run_by_run_is_not_captured(captured):
     specs = [RunSpec(OptimizerSpec.parse(label), 0.01, 0) for label in ("momo", "rmsprop")]
-    runs = train_together(find_task("digits-mlp"), specs, Settings(steps=10), CPU)
+    runs = train_stack(find_task("digits-mlp"), specs, Settings(steps=10), CPU)
     assert all(run.status == "ok" for _, run in runs) and captured[0].gave_up
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("task", ["digits-mlp", "digits-cnn", "charlm"])
 def test_cuda_graphs(task, monkeypatch):
-    made, real = [], together._stepping
-    monkeypatch.setattr(together, "_stepping", lambda *a: made.append(real(*a)) or made[-1])
+    made, real = [], loop.prepare_step
+    monkeypatch.setattr(loop, "prepare_step", lambda *a: made.append(real(*a)) or made[-1])
     specs, device = specs_of(LABELS[:1] + LABELS[3:4] + LABELS[7:8]), torch.device("cuda")
-    runs = dict(train_together(find_task(task), specs, Settings(steps=50), device))
-    assert isinstance(made[0], capture.CapturedStep) and made[0].gave_up is None and made[0]._captured
+    runs = dict(train_stack(find_task(task), specs, Settings(steps=50), device))
+    assert isinstance(made[0], CapturedStep) and made[0].gave_up is None and made[0]._captured
     for spec in specs:
         alone = train_run(find_task(task), spec, Settings(steps=50), device)
         assert runs[spec].status == alone.status and runs[spec].objective == pytest.approx(alone.objective, rel=1e-3)

@@ -24,6 +24,7 @@ class Stepper:
         self.takes_loss = "loss" in parameters
         closure = parameters.get("closure")
         self.needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+        self._diagnostics = getattr(optimizer, "diagnostics", None)
         self._base_lrs = [group["lr"] for group in optimizer.param_groups]
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -32,6 +33,10 @@ class Stepper:
         switch = getattr(self.optimizer, "train" if training else "eval", None)
         if callable(switch):
             switch()
+
+    def diagnostics(self) -> dict[str, Any] | None:
+        """The last step's figures of Momo's methods; None for optimizers that have none."""
+        return None if self._diagnostics is None else self._diagnostics()
 
     def set_lr(self, factor: float) -> None:
         """Set every group's LR to ``factor`` times the one it started with."""

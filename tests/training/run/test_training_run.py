@@ -11,7 +11,7 @@ import torch
 
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.task import find_task
-from momo_cli.training.single import train_run
+from momo_cli.training.run.training_run import train_run
 
 CPU = torch.device("cpu")
 MODULE = """

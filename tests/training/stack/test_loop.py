@@ -9,9 +9,10 @@ import torch
 
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.task import find_task
-from momo_cli.training.single import train_run
-from momo_cli.training.stack import CannotStack, check_stack
-from momo_cli.training.together import train_together
+from momo_cli.training.run.training_run import train_run
+from momo_cli.training.stack.checks import check_stack
+from momo_cli.training.stack.models import CannotStack, Stack
+from momo_cli.training.stack.loop import train_stack
 
 CPU = torch.device("cpu")
 LABELS = [
@@ -50,7 +51,7 @@ def specs_of(labels, seeds=2):
 
 
 def both(source, specs, settings):
-    together = dict(train_together(source, specs, settings, CPU))
+    together = dict(train_stack(source, specs, settings, CPU))
     assert set(together) == set(specs)
     return [(together[spec], train_run(source, spec, settings, CPU)) for spec in specs]
 
@@ -98,7 +99,7 @@ def test_diverging_runs_leave_and_the_others_do_not_notice(folder):
 def test_a_run_can_be_stopped(folder):
     specs = specs_of(["momo", "adam"], seeds=1)
     runs = dict(
-        train_together(
+        train_stack(
             find_task("digits-mlp"),
             specs,
             Settings(steps=40),
@@ -170,7 +171,7 @@ def test_odd_models_are_right_or_found_out(folder, kind):
                 assert stacked.metrics == pytest.approx(alone.metrics, rel=1e-4)
         if kind == "dropout":  # each run has its own: equal runs part
             twins = [RunSpec(OptimizerSpec.parse(label), 0.1, 0) for label in ("sgd", "sgd(weight_decay=0.0)")]
-            ends = [run.objective for run in dict(train_together(source, twins, Settings(), CPU)).values()]
+            ends = [run.objective for run in dict(train_stack(source, twins, Settings(), CPU)).values()]
             assert ends[0] != ends[1]
 
 
@@ -188,7 +189,7 @@ def test_every_step_draws_anew_whatever_the_seeds(folder):
     )
     source = find_task("drawing.py")
     specs = [RunSpec(OptimizerSpec.parse("sgd"), 0.01, seed) for seed in (0, 1)]
-    assert all(run.status == "ok" for _, run in train_together(source, specs, Settings(steps=12), CPU))
+    assert all(run.status == "ok" for _, run in train_stack(source, specs, Settings(steps=12), CPU))
     drawn = source._load().__globals__["drawn"]
     assert len(drawn) == 12 and len(set(drawn)) == 12 and len({number for number, _ in drawn}) == 12
 
@@ -208,7 +209,7 @@ def test_seeds_that_differ_in_more_than_their_batches_are_not_stacked(folder, of
     (folder / "seeded.py").write_text(SEEDED.replace("OF", of).replace("SCALED", str(scaled)))
     specs = [RunSpec(OptimizerSpec.parse("sgd"), lr, seed) for lr in (0.01, 0.1) for seed in (0, 1)]
     with pytest.raises(CannotStack, match="differ in more than"):
-        list(train_together(find_task("seeded.py"), specs, Settings(steps=8), CPU))
+        list(train_stack(find_task("seeded.py"), specs, Settings(steps=8), CPU))
     for stacked, alone in both(find_task("seeded.py"), specs[::2], Settings(steps=8)):  # one seed can be
         assert stacked.objective == pytest.approx(alone.objective, rel=1e-5)
 
@@ -229,9 +230,7 @@ def test_the_order_of_the_data_does_not_depend_on_how_many_runs_share_a_stack(fo
         source = find_task("order.py")
         seen = source._load().__globals__["seen"]
         seen.clear()
-        list(
-            train_together(source, [RunSpec(OptimizerSpec.parse("sgd"), lr, 0) for lr in lrs], Settings(steps=12), CPU)
-        )
+        list(train_stack(source, [RunSpec(OptimizerSpec.parse("sgd"), lr, 0) for lr in lrs], Settings(steps=12), CPU))
         orders.append([float(value) for value in seen])
     assert orders[0] == orders[1] and len(set(orders[0])) > 6
 
@@ -249,10 +248,31 @@ def test_optimizers_with_modes_are_put_into_them(folder):
     sys.path.insert(0, str(folder))
     try:
         specs = [RunSpec(OptimizerSpec.parse("modal2:Modal"), lr, 0) for lr in (0.01, 0.1)]
-        runs = dict(train_together(find_task("digits-mlp"), specs, Settings(steps=5), CPU)).values()
+        runs = dict(train_stack(find_task("digits-mlp"), specs, Settings(steps=5), CPU)).values()
         import modal2
 
         assert modal2.Modal.modes == ["train"] * 2 + ["eval"] * 2
         assert all(run.objective == pytest.approx(2.302585, rel=1e-4) for run in runs)  # all-zero logits
     finally:
         sys.path.remove(str(folder))
+
+
+def test_half_a_grid_that_diverges_early_costs_little():
+    """Counted in rows × steps of the stack, the cost that a clock would show with noise."""
+    calls = []
+    real = Stack.gradients
+
+    def counted(self, batches):
+        calls.append(len(self))
+        return real(self, batches)
+
+    optimizer = OptimizerSpec.parse("sgd")
+    calm = [RunSpec(optimizer, 0.001 * (i + 1), 0) for i in range(8)]
+    wild = [RunSpec(optimizer, 1e6 * (i + 1), 0) for i in range(8)]
+    Stack.gradients = counted
+    try:
+        runs = dict(train_stack(find_task("digits-mlp"), calm + wild, Settings(steps=100), CPU))
+    finally:
+        Stack.gradients = real
+    assert [runs[s].status for s in calm + wild] == ["ok"] * 8 + ["diverged"] * 8
+    assert sum(calls) < 0.6 * 16 * 100

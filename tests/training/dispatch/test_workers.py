@@ -40,10 +40,36 @@ def test_a_worker_that_dies_costs_only_the_run_it_dies_of(momo, folder):
     assert "worker process died" in err and "exit code 7" in err
 
 
-def test_the_users_loader_may_have_workers_of_its_own(momo, folder):
-    (folder / "mymodule.py").write_text(TASK.replace("shuffle=True)", "shuffle=True, num_workers=1)"))
-    runs, _ = runs_of(momo, "sweep", "mymodule", "--lrs", "0.01,0.1", "-o", "momo", "--jobs", "2", "--together", "off")
+LOADING = """
+import multiprocessing, os, torch
+from torch.utils.data import DataLoader, Dataset
+
+class Numbers(Dataset):
+    def __init__(self, parent):
+        self.parent = parent
+    def __len__(self):
+        return 48
+    def __getitem__(self, i):
+        assert os.getpid() != self.parent, "not in a loader's worker"
+        assert METHOD == "spawn" or multiprocessing.get_start_method() == multiprocessing.get_all_start_methods()[0]
+        return torch.tensor([i / 48.0]), torch.tensor([1.0])
+
+def build(seed):
+    train = DataLoader(Numbers(os.getpid()), batch_size=16, shuffle=True, num_workers=2, multiprocessing_context=CONTEXT)
+    loss = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+    return torch.nn.Linear(1, 1), loss, train
+"""
+
+
+@pytest.mark.parametrize("method", [None, "spawn"])
+def test_the_users_loader_starts_its_workers_as_anywhere(momo, folder, method):
+    """As in a fresh interpreter, or as the user says; the ``Dataset`` stands in the task's own file."""
+    (folder / "my-loading.py").write_text(LOADING.replace("CONTEXT", repr(method)).replace("METHOD", repr(method)))
+    grid = ("sweep", "my-loading.py", "--lrs", "0.01,0.1", "-o", "sgd", "--steps", "4", "--together", "off")
+    runs, _ = runs_of(momo, *grid, "--jobs", "2")
     assert [run["status"] for run in runs] == ["ok", "ok"]
+    here, _ = runs_of(momo, *grid, "--jobs", "1", "--fresh")
+    assert [run["objective"] for run in here] == [run["objective"] for run in runs]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

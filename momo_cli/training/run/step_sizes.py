@@ -1,4 +1,4 @@
-"""What Momo's methods did at each step: the step size against its cap."""
+"""The step sizes of Momo's methods over a run: each against its cap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _POINTS = 100
 
 
 class StepSizes:
-    """Collects ``diagnostics()`` of one run without waiting for the device.
+    """Collects the step sizes of one run without waiting for the device.
 
     Args:
         steps: Steps the run is to take; about 100 of them are kept for the plot, all count for the share.
@@ -22,16 +22,12 @@ class StepSizes:
         self._count = 0
         self._kept: list[tuple[int, Any, Any, Any]] = []
 
-    def keeps(self, step: int) -> bool:
-        """Whether the sizes of ``step`` (from 1) are kept, besides whether it was capped."""
-        return step % self._every == 0 or step == 1
-
-    def add(self, step: int, diagnostics: dict[str, Any]) -> None:
+    def add(self, step: int, capped: Any, step_size: Any, cap: Any, adaptive_term: Any) -> None:
         """Take the figures of ``step`` (from 1): numbers, or tensors with one value for each parameter group."""
-        self._capped = self._capped + diagnostics["capped"]
+        self._capped = self._capped + capped
         self._count += 1
-        if self.keeps(step):
-            kept = (diagnostics[key] for key in ("step_size", "cap", "adaptive_term"))
+        if step % self._every == 0 or step == 1:
+            kept = (step_size, cap, adaptive_term)
             # A task has one parameter group.
             self._kept.append((step, *(v.reshape(-1)[0].clone() if isinstance(v, torch.Tensor) else v for v in kept)))
 

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from momo_cli.plan.settings import Settings
-from momo_cli.training.stack import Stack
-from momo_cli.training.stacked_optimizers import Rows
+from momo_cli.training.run.record import ADAPTIVE_TERM, CAP, CAPPED, LOSS, STEP_SIZE
+from momo_cli.training.stack.models import Stack
+from momo_cli.training.stack.optimizers import Rows
 
-LOSS, CAPPED, STEP_SIZE, CAP, ADAPTIVE_TERM = range(5)
-"""Rows of a step's report."""
 _DIAGNOSTICS = {"capped": CAPPED, "step_size": STEP_SIZE, "cap": CAP, "adaptive_term": ADAPTIVE_TERM}
 
 
@@ -44,7 +43,7 @@ class Step:
             factor: The schedule's; on a GPU a tensor, so that the step can be captured.
 
         Returns:
-            What came of it, ``[5, rows]`` in the order of the constants above; NaN where an optimizer has no such figure,
+            Its report, ``[5, rows]`` in the order of the constants of ``run.record``; NaN where an optimizer has no such figure,
             and the losses alone, ``[1, rows]``, where none has.
 
         Raises:

@@ -1,0 +1,72 @@
+"""The trainer: trains the runs that one process holds, together where that works, else one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from momo_cli.plan.grid import RunSpec
+from momo_cli.plan.settings import Settings
+from momo_cli.runs import Run
+from momo_cli.task.loading import TaskSource
+from momo_cli.training.evaluation import Initial
+from momo_cli.training.run.record import Watch
+from momo_cli.training.run.training_run import train_run
+from momo_cli.training.stack.loop import train_stack
+from momo_cli.training.stack.models import CannotStack
+
+
+class Trainer:
+    """Trains runs of one task in this process.
+
+    Args:
+        source: Builds the task.
+        settings: As for a single run.
+        device: Where they are trained.
+        watch: Told of each run's progress; True stops that run as pruned.
+        say: Takes lines for the user.
+
+    Attributes:
+        initials: ℓ0 of each seed, as far as it is known.
+    """
+
+    def __init__(
+        self,
+        source: TaskSource,
+        settings: Settings,
+        device: torch.device,
+        watch: Watch | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.source, self.settings, self.device, self.watch, self.say = source, settings, device, watch, say
+        self.initials: dict[int, Initial] = {}
+
+    def train(self, specs: Sequence[RunSpec], together: int) -> Iterator[tuple[RunSpec, Run]]:
+        """Train ``specs``, at most ``together`` of them at once, and yield each as it ends.
+
+        Where a stack runs out of memory it is halved; where it can't be trained, its runs are trained one by one. Either is
+        said in one line.
+
+        Raises:
+            UserError: The task or the settings are wrong in a way that no run can mend.
+        """
+        waiting = list(specs)
+        how = (self.settings, self.device, self.watch, self.initials)
+        while waiting:
+            chunk = waiting[: max(1, together)]
+            if len(chunk) == 1:
+                yield chunk[0], train_run(self.source, chunk[0], *how)
+                del waiting[0]
+                continue
+            try:
+                for spec, run in train_stack(self.source, chunk, *how):
+                    waiting.remove(spec)
+                    yield spec, run
+            except CannotStack as reason:
+                self.say(f"These runs can't be trained together: {reason}. Training them one after another.")
+                together = 1
+            except torch.OutOfMemoryError:
+                together = max(1, len(chunk) // 2)
+                torch.cuda.empty_cache()
+                self.say(f"Out of memory with {len(chunk)} runs together: going on with {together}.")

@@ -1,0 +1,161 @@
+"""Worker processes: each trains units on its own device or core, and the parent hears of every run as it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from momo_cli import processes
+from momo_cli.errors import UserError
+from momo_cli.plan.grid import RunSpec
+from momo_cli.plan.settings import Settings
+from momo_cli.runs import Run
+from momo_cli.task.loading import TaskSource
+from momo_cli.training.dispatch.units import Units
+from momo_cli.training.evaluation import Initial
+from momo_cli.training.run.record import Watch
+
+_PATIENCE = 1.0  # seconds a worker has to end by itself
+
+
+@dataclasses.dataclass
+class _Worker:
+    device: str
+    process: Any
+    connection: Connection
+    unfinished: list[RunSpec] = dataclasses.field(default_factory=list)
+    idle: bool = True
+
+
+class Workers:
+    """Worker processes; none outlives :meth:`close`.
+
+    Args:
+        source: The task, built in the workers.
+        settings: As for a single run.
+        devices: A device for each worker.
+        watch: Told of each run's progress here, in the parent; what it returns goes back to the worker.
+        say: Takes lines for the user.
+    """
+
+    def __init__(
+        self,
+        source: TaskSource,
+        settings: Settings,
+        devices: Sequence[str],
+        watch: Watch,
+        say: Callable[[str], None],
+    ) -> None:
+        self._source, self._settings = source, settings
+        self._watch, self._say = watch, say
+        self._free_devices = list(devices)
+        self._workers: list[_Worker] = []
+        self._initials: dict[int, Initial] = {}
+
+    def close(self) -> None:
+        """End all processes."""
+        processes.end([worker.process for worker in self._workers])
+
+    def train(self, units: Units, together: int) -> Iterator[tuple[RunSpec, Run]]:
+        """Train every unit, each in the next worker that is free; yield each run as it ends.
+
+        A worker that dies has its runs trained once more, one by one; a run whose worker dies then is ``failed``.
+
+        Args:
+            units: Runs that one worker trains in one go.
+            together: At most this many runs of a unit at once.
+
+        Raises:
+            UserError: The task or the settings are wrong in a way that no run can mend.
+        """
+        again: deque[RunSpec] = deque()
+        suspects: set[RunSpec] = set()
+        self._give(units, together, again)
+        while busy := [worker for worker in self._workers if not worker.idle]:
+            for connection in wait([worker.connection for worker in busy]):
+                worker = next(worker for worker in busy if worker.connection is connection)
+                try:
+                    kind, *content = worker.connection.recv()
+                except (EOFError, OSError):
+                    yield from self._bury(worker, again, suspects)
+                    continue
+                if kind == "advanced":
+                    worker.connection.send(self._watch(*content))
+                elif kind == "said":
+                    self._say(*content)
+                elif kind == "wrong":
+                    raise UserError(*content)
+                elif kind == "ended":
+                    spec, run, initials = content
+                    self._initials |= initials
+                    worker.unfinished.remove(spec)
+                    yield spec, run
+                else:
+                    worker.idle = True
+            # Runs that a dead worker left behind may come when the others are idle already.
+            self._give(units, together, again)
+
+    def _give(self, units: Units, together: int, again: deque[RunSpec]) -> None:
+        """Give work to every worker that is idle, and to new ones while there are devices for them."""
+        while True:
+            idle = next((worker for worker in self._workers if worker.idle), None)
+            if idle is None and not self._free_devices:
+                return
+            specs, most = ([again.popleft()], 1) if again else (units.next(), together)
+            if not specs:
+                return
+            worker = idle or self._start()
+            worker.idle, worker.unfinished = False, list(specs)
+            worker.connection.send((specs, most, self._initials))
+
+    def _start(self) -> _Worker:
+        # Not a daemon: the user's DataLoader may have workers of its own. It ends with its parent all the same, when the
+        # pipe that it listens to is closed.
+        device = self._free_devices.pop(0)
+        self._workers.append(_Worker(device, *processes.start(_work, self._source, self._settings, device)))
+        return self._workers[-1]
+
+    def _bury(self, worker: _Worker, again: deque[RunSpec], suspects: set[RunSpec]) -> Iterator[tuple[RunSpec, Run]]:
+        """Take the runs of a worker that has died: to be trained again, alone, or failed where they were alone."""
+        worker.process.join(_PATIENCE)
+        worker.connection.close()
+        self._workers.remove(worker)
+        self._free_devices.append(worker.device)
+        for spec in worker.unfinished:
+            if spec in suspects:
+                code = worker.process.exitcode
+                error = f"The worker process died while it trained this run alone (exit code {code}; -9 often means out of memory)."
+                yield spec, spec.result(status="failed", error=error)
+            else:
+                suspects.add(spec)
+                again.append(spec)
+
+
+def _work(connection: Connection, source: TaskSource, settings: Settings, device_name: str) -> None:
+    import torch
+
+    from momo_cli.training import cpu
+    from momo_cli.training.dispatch.trainer import Trainer
+
+    device = torch.device(device_name)
+    cpu.prepare(device)
+
+    def watch(spec: RunSpec, step: int, steps: int, loss: float) -> bool:
+        connection.send(("advanced", spec, step, steps, loss))
+        return bool(connection.recv())
+
+    trainer = Trainer(source, settings, device, watch, lambda line: connection.send(("said", line)))
+    try:
+        while True:
+            specs, together, initials = connection.recv()
+            trainer.initials |= initials
+            for spec, run in trainer.train(specs, together):
+                connection.send(("ended", spec, run, trainer.initials))
+            connection.send(("idle",))
+    except UserError as error:
+        connection.send(("wrong", str(error), error.code))
+    except (EOFError, BrokenPipeError):
+        pass

@@ -1,0 +1,1 @@
+"""One run: its optimizer's step, its loop, what is recorded of it, and the clock that times its steps."""

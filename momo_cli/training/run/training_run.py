@@ -1,0 +1,139 @@
+"""Training one run: it can be driven step by step, and the loop drives it from its seed to its end."""
+
+from __future__ import annotations
+
+import torch
+
+from momo_cli.errors import UserError
+from momo_cli.plan.grid import RunSpec
+from momo_cli.plan.settings import Settings
+from momo_cli.runs import Run
+from momo_cli.task.definition import Task
+from momo_cli.task.loading import TaskSource
+from momo_cli.training.data import endless, move
+from momo_cli.training.evaluation import (
+    Evaluation,
+    Initial,
+    evaluate,
+    measure_initial,
+    objective_name,
+    precision,
+    scalar_loss,
+)
+from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
+from momo_cli.training.run.stepper import Stepper
+from momo_cli.user_code import UserCodeError, user_frames
+
+
+class TrainingRun:
+    """One run while it trains: everything that its next step depends on.
+
+    Args:
+        task: Its task, freshly built; the model is trained in place.
+        spec: Optimizer, learning rate and seed.
+        settings: Steps, schedule, precision and objective.
+        device: Where model and batches go.
+        watch: Told of the progress at about every 20th of the run; True stops it as pruned.
+        initial: ℓ0 where it is known; else it is measured.
+
+    Attributes:
+        steps: Steps that it is to take.
+        stepper: Its optimizer.
+        record: What its steps reported.
+
+    Raises:
+        UserError: The task or the settings are wrong in a way that no run can mend.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        spec: RunSpec,
+        settings: Settings,
+        device: torch.device,
+        watch: Watch | None = None,
+        initial: Initial | None = None,
+    ) -> None:
+        self.task, self.settings, self.device = task, settings, device
+        model = task.model.to(device)
+        model.train()
+        objective = objective_name(task, settings)
+        self.steps = task.count_steps(settings.steps, settings.epochs)
+        self.stepper = Stepper(
+            spec.optimizer.build([p for p in model.parameters() if p.requires_grad], spec.lr, dict(spec.params)),
+            settings.clip,
+            torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None,
+        )
+        self.record = RunRecord(
+            spec, self.steps, objective, initial or measure_initial(task, objective, settings, device)
+        )
+        self._reader = Reader([self.record], device, watch)
+        self._batches = endless(task.train)
+        self.stepper.set_mode(training=True)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has taken its last step, or has stopped."""
+        return self.record.stopped is not None or self._reader.taken == self.steps
+
+    def step(self) -> None:
+        """Take one step."""
+        batch = move(next(self._batches), self.device)
+
+        def compute_loss() -> torch.Tensor:
+            with precision(self.settings, self.device):
+                return scalar_loss(self.task, self.task.model, batch)
+
+        self.stepper.set_lr(self.settings.lr_factor(self._reader.taken, self.steps))
+        loss = self.stepper.step(compute_loss)
+        diagnostics = self.stepper.diagnostics()
+        if diagnostics is not None:
+            sizes = (diagnostics[key] for key in ("capped", "step_size", "cap", "adaptive_term"))
+            self.record.step_sizes.add(self._reader.taken + 1, *sizes)
+        self._reader.add(loss.reshape(1, 1))
+
+    def evaluate(self) -> Evaluation | None:
+        """The model's evaluation after the last step; None for a run that has stopped."""
+        if self.record.stopped is not None:
+            return None
+        self.stepper.set_mode(training=False)
+        return evaluate(self.task, self.settings, self.device)
+
+
+def train_run(
+    source: TaskSource,
+    spec: RunSpec,
+    settings: Settings,
+    device: torch.device,
+    watch: Watch | None = None,
+    initials: dict[int, Initial] | None = None,
+) -> Run:
+    """Train one run from its seed to its end.
+
+    Args:
+        source: Builds the task; called here, once, with the run's seed.
+        spec: As for :class:`TrainingRun`, and so are ``settings``, ``device`` and ``watch``.
+        initials: ℓ0 of each seed where it is known; is added to.
+
+    Returns:
+        The run: ``ok``, ``diverged``, ``pruned``, or ``failed`` with the user's frames where their code or the device raised.
+
+    Raises:
+        UserError: The task or the settings are wrong in a way that no run can mend.
+    """
+    stopwatch = Stopwatch()
+    try:
+        task = source.build(spec.seed, device)
+        run = TrainingRun(task, spec, settings, device, watch, (initials or {}).get(spec.seed))
+        if initials is not None:
+            initials[spec.seed] = run.record.initial
+        while not run.done:
+            run.step()
+        after = run.evaluate()
+        stopwatch.share([run.record])
+        return run.record.result(after)
+    except UserError:
+        raise
+    except Exception as error:
+        frames = error.frames if isinstance(error, UserCodeError) else user_frames(error)
+        return spec.result(status="failed", error=frames, seconds=stopwatch.passed)
