@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from momo_cli.training.history import POINTS, History
+from momo_cli.training.run.history import POINTS, History
 
 _FEW = 10  # losses below which the running mean says nothing while the number of steps isn't known
 

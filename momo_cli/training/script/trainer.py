@@ -16,15 +16,13 @@ from typing import Any
 from momo_cli.plan.grid import RunSpec
 from momo_cli.runs import Run
 from momo_cli.script_log import LOG_VARIABLE
-from momo_cli.training.history import POINTS
+from momo_cli.training.dispatch.units import Claim, claim_first
+from momo_cli.training.run.history import POINTS
 from momo_cli.training.script.command import Command, fill
 from momo_cli.training.script.folder import RunFolder
 from momo_cli.training.script.processes import Processes
 from momo_cli.training.script.reports import Divergence, Reports, curve
 from momo_cli.training.script.sources import Reading, Source, sources
-
-Claim = Callable[[list[RunSpec], int], list[RunSpec]]
-"""``claim(candidates, most)``: asked before runs begin; returns those, at most ``most``, that this process is to do."""
 
 _LOOK = 0.1  # seconds between two looks at what a script reports
 _SAY = 0.5  # seconds of ending scripts after which the user is told
@@ -95,9 +93,7 @@ class ScriptTrainer:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
-    def train(
-        self, specs: Sequence[RunSpec], claim: Claim = lambda specs, most: specs[:most]
-    ) -> Iterator[tuple[RunSpec, Run]]:
+    def train(self, specs: Sequence[RunSpec], claim: Claim | None = None) -> Iterator[tuple[RunSpec, Run]]:
         """Do every run that ``claim`` lets this process do, and yield each as it ends.
 
         Raises:
@@ -106,7 +102,7 @@ class ScriptTrainer:
         waiting = list(specs)
         while True:
             if waiting and self._free:
-                taken = claim(waiting, len(self._free))
+                taken = (claim or claim_first)(waiting, len(self._free))
                 waiting = [spec for spec in waiting if spec not in taken] if taken else []
                 for spec in taken:
                     active = _Active(self, spec, self._free.pop(0))

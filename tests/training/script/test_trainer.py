@@ -317,7 +317,7 @@ for step in range(20):
     loss = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     momo_cli.log(step=step, loss=loss.detach(), rank_of=rank)
-sys.stdout.write(f"by hand {rank} {loss.item()!r}\n")
+sys.stdout.write(f"by hand {rank} {loss.item()!r}\\n")
 dist.destroy_process_group()
 """
 
