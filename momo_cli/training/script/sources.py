@@ -1,4 +1,4 @@
-"""Where a script's numbers are read: the log, ``--read``, ``--read-file``, JSON lines; the first that has any counts."""
+"""Where a script's numbers are read: the log, ``--read``, ``--read-file``, JSON lines; the first one used counts."""
 
 from __future__ import annotations
 
