@@ -29,8 +29,8 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
 
 
 def _run(target: Callable[..., None], *arguments: Any) -> None:
-    # A process hands the way in which it was started down to those that it starts. The user's DataLoader is to start its
-    # workers as in a fresh interpreter; started like this one, each would import torch and the user's libraries anew.
+    # A process hands the way in which it was started down to those that it starts. The user's DataLoader is to start
+    # its workers as in a fresh interpreter; started like this one, each would import torch and the user's libraries.
     multiprocessing.set_start_method(None, force=True)
     # Python's own way out ends such workers; killed by the signal, this process would leave them behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

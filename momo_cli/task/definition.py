@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from momo_cli.errors import UserError, did_you_mean
@@ -44,7 +44,7 @@ class Task:
     loss: Callable[[Any, Any], Any]
     train: Iterable[Any]
     val: Iterable[Any] | None = None
-    metrics: Callable[[Any, Any], dict[str, float]] | None = None
+    metrics: Callable[[Any, Any], Mapping[str, Any]] | None = None
     steps: int | None = None
     epochs: float | None = None
     initial: float | None = None
@@ -137,7 +137,7 @@ class Task:
 
 
 def known_length(batches: Any) -> int | None:
-    """How many batches there are; None where only going through them can tell (a DataLoader over an IterableDataset)."""
+    """How many batches there are; None where only going through them tells (a DataLoader over an IterableDataset)."""
     try:
         return len(batches)
     except TypeError:

@@ -1,7 +1,7 @@
 """The user's task files as modules of this package, each under a name by which any process can import it.
 
-Pickle stores a class by the name of its module. A ``Dataset`` that a task file defines reaches a DataLoader's worker that
-way, and that process was started by torch: all it can do is import. So the name holds the file's path.
+Pickle stores a class by the name of its module. A ``Dataset`` that a task file defines reaches a DataLoader's worker in
+that way, and torch started that process: all it can do is import. So the name holds the file's path.
 """
 
 from __future__ import annotations

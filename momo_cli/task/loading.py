@@ -14,7 +14,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from momo_cli.errors import UserError, did_you_mean
 from momo_cli.task.builtin import BUILTIN
@@ -69,7 +69,7 @@ class TaskSource:
 
     def _load(self) -> Callable[..., Any]:
         module = _import(self)
-        function = getattr(module, self.function, None)
+        function: Any = getattr(module, self.function, None)
         if function is None:
             public = [
                 name
@@ -80,11 +80,12 @@ class TaskSource:
             ]
             has = f"It has {', '.join(public[:8])}." if public else "It has no function."
             raise UserError(
-                f"There is no function {self.function!r} in {self.file.name}.{did_you_mean(self.function, public)}\n{has}"
+                f"There is no function {self.function!r} in {self.file.name}."
+                f"{did_you_mean(self.function, public)}\n{has}"
             )
         if not callable(function):
             raise UserError(f"{self.name} is a {type(function).__name__}, not a function that returns a task.")
-        return function
+        return cast(Callable[..., Any], function)
 
 
 def find_task(reference: str, arguments: dict[str, Any] | None = None) -> TaskSource:
@@ -119,7 +120,7 @@ def find_task(reference: str, arguments: dict[str, Any] | None = None) -> TaskSo
 
 
 def local_sources(file: Path) -> list[Path]:
-    """``file`` and, transitively, what it imports from its own folder or the current one; installed packages are not followed."""
+    """``file`` and, transitively, the files that it imports from its folder or the current one, not packages."""
     roots = list(dict.fromkeys([file.parent, Path.cwd()]))
     found, waiting = [file], [file]
     while waiting:

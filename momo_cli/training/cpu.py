@@ -26,10 +26,10 @@ def threads_are_given() -> bool:
 def prepare(device: torch.device, threads: int = 1) -> None:
     """Make this process ready to train on ``device``.
 
-    On the CPU it uses so many threads, unless ``OMP_NUM_THREADS`` says otherwise: processes of one thread each use the cores
-    best, and beside another busy process two threads that wait for each other at every operation can take a hundred
-    times as long as one. And memory that a step frees is kept for the next one: by default glibc gives arrays of more
-    than 128 kB back to the system and gets them anew, page by page, which took a stack a fifth of its time.
+    On the CPU it uses ``threads`` threads, unless ``OMP_NUM_THREADS`` says otherwise: processes of one thread each use
+    the cores best, and beside another busy process two threads that wait for each other at every operation can take a
+    hundred times as long as one. And memory that a step frees is kept for the next one: by default glibc gives arrays
+    of more than 128 kB back to the system and gets them anew, page by page, which took a stack a fifth of its time.
     """
     if device.type != "cpu":
         return

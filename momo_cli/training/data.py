@@ -14,7 +14,7 @@ from momo_cli.errors import UserError
 
 
 def map_tensors(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """``batch`` with every tensor in it changed: tensors, and tuples, lists and dicts of them, nested as DataLoaders do.
+    """``batch`` with every tensor in it changed, in tuples, lists and dicts, nested as DataLoaders do.
 
     >>> map_tensors({"x": torch.zeros(2), "n": 3}, lambda tensor: tensor + 1)
     {'x': tensor([1., 1.]), 'n': 3}
@@ -94,7 +94,7 @@ class Generators:
         numpy = sys.modules.get("numpy")
         self._python, self._numpy = random.getstate(), numpy.random.get_state() if numpy else None
         self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
     def moved_in_python(self) -> bool:
         """Whether Python's or NumPy's generator has been drawn from since."""

@@ -32,7 +32,8 @@ def parse_devices(text: str) -> list[torch.device]:
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if not count:
                 raise UserError(
-                    f"--device {text}: torch finds no CUDA device on this machine.\nWrite --device cpu, or leave it out."
+                    f"--device {text}: torch finds no CUDA device on this machine.\n"
+                    "Write --device cpu, or leave it out."
                 )
             if (device.index or 0) >= count:
                 raise UserError(

@@ -53,7 +53,8 @@ def objective_name(task: Task, settings: Settings) -> str:
     name = settings.objective or ("train_loss" if task.val is None else "val_loss")
     if name != "train_loss" and task.val is None:
         raise UserError(
-            f"--objective {name} is measured on val, and the task has none.\nReturn val=…, or use --objective train_loss."
+            f"--objective {name} is measured on val, and the task has none.\n"
+            "Return val=…, or use --objective train_loss."
         )
     if name not in ("train_loss", "val_loss") and task.metrics is None:
         raise UserError(
@@ -108,7 +109,8 @@ def evaluate(task: Task, settings: Settings, device: torch.device) -> Evaluation
     """``loss`` and ``metrics`` over ``val``, in eval mode and without gradients."""
     if task.val is None:
         return Evaluation()
-    model, sums = task.model, {}
+    model = task.model
+    sums: dict[str, Any] = {}
     samples, loss_sum = 0, torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     was_training = model.training
     model.eval()

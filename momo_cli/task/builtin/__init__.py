@@ -1,4 +1,4 @@
-"""The tasks that come with the command: a name, and the function that builds it. A new one is one file and one entry."""
+"""The tasks that come with the command: a name, and the function that builds it. A new one is a file and an entry."""
 
 BUILTIN = {
     "digits-mlp": "momo_cli.task.builtin.digits:mlp",

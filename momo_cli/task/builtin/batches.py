@@ -30,5 +30,5 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         samples = len(self.tensors[0])
         order = torch.randperm(samples) if self.shuffle else torch.arange(samples)
-        for chosen in order.to(self.tensors[0].device).split(self.batch_size):
+        for chosen in torch.split(order.to(self.tensors[0].device), self.batch_size):
             yield tuple(tensor[chosen] for tensor in self.tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -58,7 +59,7 @@ class Block(nn.Module):
         scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2) + mask
         mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)
         x = x + self.out(mixed)
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        return x + cast(torch.Tensor, self.down(F.gelu(self.up(self.norm2(x)))))
 
 
 class CharTransformer(nn.Module):
@@ -79,7 +80,7 @@ class CharTransformer(nn.Module):
         x = self.characters(codes) + self.positions
         for block in self.blocks:
             x = block(x, self.mask)
-        return self.head(self.norm(x))
+        return cast(torch.Tensor, self.head(self.norm(x)))
 
 
 def _loss(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""The paper's image tasks (Schaipp et al., ICML 2024, Section 5.1) on CIFAR files that the user has: ``--set data=FOLDER``.
+"""The paper's image tasks (Schaipp et al., ICML 2024, Section 5.1) on the user's CIFAR files: ``--set data=FOLDER``.
 
-The folder is the unpacked Python version of CIFAR-10 or CIFAR-100 (``cifar-10-batches-py``, ``cifar-100-python``), or the
-one that holds it.
+The folder is the unpacked Python version of CIFAR-10 or CIFAR-100 (``cifar-10-batches-py``, ``cifar-100-python``), or
+the one that holds it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -46,7 +46,8 @@ def _load(data: str | None, classes: int) -> tuple[torch.Tensor, torch.Tensor, t
     missing = [part for part in (*train, *test) if not (folder / part).is_file()]
     if missing:
         raise UserError(
-            f"--set data={data}: there is no file {missing[0]!r} in {folder}.\nUnpack the Python version of CIFAR-{classes} there."
+            f"--set data={data}: there is no file {missing[0]!r} in {folder}.\n"
+            f"Unpack the Python version of CIFAR-{classes} there."
         )
 
     def read(parts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,7 +142,7 @@ class _ViT(nn.Module):
         x = self.patches(images).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             x = block(x, self.mask)
-        return self.head(self.norm(x).mean(1))
+        return cast(torch.Tensor, self.head(self.norm(x).mean(1)))
 
 
 def resnet20(seed: int, data: str | None = None, epochs: float = 50, batch_size: int = 128) -> Task:

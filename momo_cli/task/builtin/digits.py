@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import itertools
 from pathlib import Path
 
 import torch
@@ -28,14 +29,15 @@ def _table() -> torch.Tensor:
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
         raise UserError(
-            "The built-in digits tasks need scikit-learn, which is not installed.\nInstall it: pip install 'momo-opt[demo]'"
+            "The built-in digits tasks need scikit-learn, which is not installed.\n"
+            "Install it: pip install 'momo-opt[demo]'"
         )
-    # Importing sklearn.datasets takes 2 s, longer than the training of many a run, and all it does here is read this file.
+    # Importing sklearn.datasets takes 2 s, longer than the training of many a run, and all it does is read this file.
     file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if file.is_file():
         with gzip.open(file, "rt") as lines:
             return torch.tensor([list(map(float, line.split(","))) for line in lines])
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load_digits()
     return torch.cat([torch.tensor(digits.data), torch.tensor(digits.target)[:, None]], dim=1).float()
@@ -65,7 +67,7 @@ def _task(model: nn.Module, shape: tuple[int, ...], epochs: int, batch_size: int
 def mlp(seed: int, width: int = 64, depth: int = 2, epochs: int = 15, batch_size: int = 64) -> Task:
     """A multilayer perceptron with ``depth`` hidden layers of ``width`` units."""
     sizes = [64] + [width] * depth
-    hidden = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
+    hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return _task(nn.Sequential(*hidden, nn.Linear(width, 10)), (64,), epochs, batch_size)
 
 

@@ -147,7 +147,8 @@ def choose(work: Work) -> tuple[Candidate, list[str]]:
     Raises:
         UserError: The task's loss is wrong.
     """
-    allowed, lines = work.allowed(), []
+    allowed = work.allowed()
+    lines: list[str] = []
     if allowed[0].together > 1:
         allowed, lines = _without_refused(allowed, work)
     if len(allowed) == 1 or work.times.gradient * work.steps < _TRIFLE:
@@ -219,6 +220,6 @@ def _time_sizes(sizes: Sequence[int], work: Work) -> dict[int, float]:
         found[size] = step
         if step > 1.5 * floor and step > 1.5 * work.times.alone:
             break
-    # A run alone takes longer than its gradient: only a stack that isn't faster than that is compared with the optimizers.
+    # A run alone takes longer than its gradient: a stack that is faster than that needs no comparison with optimizers.
     least = min(found.values(), default=math.inf) * _WORTH_STACKING
     return found if least <= floor or least <= work.times.alone else {1: work.times.alone}

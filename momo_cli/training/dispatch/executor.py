@@ -38,8 +38,8 @@ class Executor:
         watch: Told of each run's progress; True stops that run as pruned.
         say: Takes lines for the user: what was chosen, and what went otherwise.
         probe: A task built already, to be used up for timing.
-        batch: How many runs :meth:`train` will be given at a time; by default as many as at first. Batches that wait for
-            one another are trained in this process unless ``--jobs`` says otherwise.
+        batch: How many runs :meth:`train` will be given at a time; by default as many as at first. Batches that wait
+            for one another are trained in this process unless ``--jobs`` says otherwise.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Executor:
         Args:
             specs: The runs.
             claim: Asked before each unit of work, a single run or a stack, which of its runs this process may train
-                (see :data:`~momo_cli.training.dispatch.units.Claim`); all of them by default. Runs that it never returns
-                are not yielded.
+                (see :data:`~momo_cli.training.dispatch.units.Claim`); all of them by default. Runs that it never
+                returns are not yielded.
 
         Raises:
             UserError: The task or the settings are wrong in a way that no run can mend.

@@ -18,8 +18,8 @@ from momo_cli.training.data import endless, generators_restored, move
 from momo_cli.training.evaluation import Initial, precision, scalar_loss
 from momo_cli.training.run.clock import Steps, step_times
 from momo_cli.training.run.training_run import TrainingRun
-from momo_cli.training.stack.models import CannotStack
 from momo_cli.training.stack.loop import Seed, StackedRuns
+from momo_cli.training.stack.models import CannotStack
 from momo_cli.training.stack.optimizers import group_key
 
 _STEPS = 6
@@ -59,14 +59,14 @@ class StepTimes:
     def gradient(self) -> float:
         """Seconds of a step of one run without its optimizer: less than :attr:`alone`, and soon known.
 
-        Making torch's first optimizer takes it a second, which training in stacks does without. 0.0 where the user's code
-        raises: training meets it again, and says so.
+        Making torch's first optimizer takes it a second, which training in stacks does without. 0.0 where the user's
+        code raises: training meets it again, and says so.
         """
         return self._gradient(None) or 0.0
 
     @functools.cached_property
     def alone(self) -> float:
-        """Seconds of a step of one run trained alone, the mean over the optimizers; 0.0 where the user's code raises."""
+        """Seconds of a step of one run trained alone, the mean over optimizers; 0.0 where the user's code raises."""
         one_of_each = list({group_key(spec): spec for spec in self._specs}.values())[:4]
         times = []
         for spec in one_of_each:

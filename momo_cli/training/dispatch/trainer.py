@@ -45,8 +45,8 @@ class Trainer:
     def train(self, specs: Sequence[RunSpec], together: int) -> Iterator[tuple[RunSpec, Run]]:
         """Train ``specs``, at most ``together`` of them at once, and yield each as it ends.
 
-        Where a stack runs out of memory it is halved; where it can't be trained, its runs are trained one by one. Either is
-        said in one line.
+        Where a stack runs out of memory it is halved; where it can't be trained, its runs are trained one by one.
+        Either is said in one line.
 
         Raises:
             UserError: The task or the settings are wrong in a way that no run can mend.

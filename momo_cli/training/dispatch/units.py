@@ -9,8 +9,8 @@ from momo_cli.plan.grid import RunSpec
 Claim = Callable[[Sequence[RunSpec], int], list[RunSpec]]
 """``claim(candidates, most)``: at most ``most`` of the candidates, which nobody else trains from now on.
 
-It is called in the command's own process, just before the runs begin. Candidates that it leaves are offered again; where it
-returns none, the others count as somebody else's.
+It is called in the command's own process, just before the runs begin. Candidates that it leaves are offered again;
+where it returns none, the others count as somebody else's.
 """
 
 

@@ -112,8 +112,8 @@ class Workers:
             worker.connection.send((specs, most, self._initials))
 
     def _start(self) -> _Worker:
-        # Not a daemon: the user's DataLoader may have workers of its own. It ends with its parent all the same, when the
-        # pipe that it listens to is closed.
+        # Not a daemon: the user's DataLoader may have workers of its own. It ends with its parent all the same, when
+        # the pipe that it listens to is closed.
         device = self._free_devices.pop(0)
         self._workers.append(_Worker(device, *processes.start(_work, self._source, self._settings, device)))
         return self._workers[-1]
@@ -127,7 +127,10 @@ class Workers:
         for spec in worker.unfinished:
             if spec in suspects:
                 code = worker.process.exitcode
-                error = f"The worker process died while it trained this run alone (exit code {code}; -9 often means out of memory)."
+                error = (
+                    f"The worker process died while it trained this run alone "
+                    f"(exit code {code}; -9 often means out of memory)."
+                )
                 yield spec, spec.result(status="failed", error=error)
             else:
                 suspects.add(spec)

@@ -20,16 +20,19 @@ class StepSizes:
         self._every = max(1, steps // _POINTS)
         self._capped: Any = 0
         self._count = 0
-        self._kept: list[tuple[int, Any, Any, Any]] = []
+        self._kept: list[tuple[int, list[Any]]] = []
 
     def add(self, step: int, capped: Any, step_size: Any, cap: Any, adaptive_term: Any) -> None:
         """Take the figures of ``step`` (from 1): numbers, or tensors with one value for each parameter group."""
         self._capped = self._capped + capped
         self._count += 1
         if step % self._every == 0 or step == 1:
-            kept = (step_size, cap, adaptive_term)
             # A task has one parameter group.
-            self._kept.append((step, *(v.reshape(-1)[0].clone() if isinstance(v, torch.Tensor) else v for v in kept)))
+            kept = [
+                value.reshape(-1)[0].clone() if isinstance(value, torch.Tensor) else value
+                for value in (step_size, cap, adaptive_term)
+            ]
+            self._kept.append((step, kept))
 
     @property
     def capped(self) -> float | None:
@@ -39,4 +42,4 @@ class StepSizes:
     @property
     def trace(self) -> list[list[float]] | None:
         """``[step, step size, cap, adaptive term]`` of the steps kept."""
-        return [[step, *map(float, rest)] for step, *rest in self._kept] or None
+        return [[step, *map(float, kept)] for step, kept in self._kept] or None

@@ -38,7 +38,7 @@ class Stepper:
         """The last step's figures of Momo's methods; None for optimizers that have none."""
         return None if self._diagnostics is None else self._diagnostics()
 
-    def set_lr(self, factor: float) -> None:
+    def set_lr(self, factor: float | torch.Tensor) -> None:
         """Set every group's LR to ``factor`` times the one it started with."""
         for group, lr in zip(self.optimizer.param_groups, self._base_lrs):
             if isinstance(group["lr"], torch.Tensor):
@@ -66,7 +66,7 @@ class Stepper:
                 losses.append(gradients())
                 return losses[-1]
 
-            self.optimizer.step(closure)
+            self.optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs want a float
             return losses[0].detach()
         loss = gradients().detach()
         self.step_with(loss)
@@ -74,7 +74,7 @@ class Stepper:
 
     def step_with(self, loss: torch.Tensor) -> None:
         """The step alone, after gradients that are there already."""
-        keywords = {"loss": loss} if self.takes_loss else {}
+        keywords: dict[str, Any] = {"loss": loss} if self.takes_loss else {}
         if self.scaler:
             self.scaler.step(self.optimizer, **keywords)
             self.scaler.update()

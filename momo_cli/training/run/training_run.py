@@ -116,7 +116,8 @@ def train_run(
         initials: ℓ0 of each seed where it is known; is added to.
 
     Returns:
-        The run: ``ok``, ``diverged``, ``pruned``, or ``failed`` with the user's frames where their code or the device raised.
+        The run: ``ok``, ``diverged``, ``pruned``, or ``failed`` where the user's code or the device raised, with the
+        user's frames.
 
     Raises:
         UserError: The task or the settings are wrong in a way that no run can mend.

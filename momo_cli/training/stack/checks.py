@@ -79,7 +79,7 @@ def _compare(task: Task, batch: Any, settings: Settings) -> None:
 
 
 def tolerance(settings: Settings, dtype: torch.dtype) -> float:
-    """How far, relatively, a pass of a stack may be from the model's own: rounding, in the precision that is computed in."""
+    """How far, relatively, a pass of a stack may be from the model's own: rounding, in the precision of the pass."""
     if settings.amp != "off":
         return 5e-2
     return 1e-8 if dtype == torch.float64 else 1e-3

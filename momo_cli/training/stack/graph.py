@@ -1,4 +1,4 @@
-"""A stack's step as a CUDA graph: on a GPU a step of small models is launching kernels, and a graph launches them all at once."""
+"""A stack's step as a CUDA graph: steps of small models are mostly launches of kernels; a graph is launched at once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ Record = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], None], torch.
 class CapturedStep:
     """A :class:`Step` that is captured once for each shape of batch, and repeated from then on.
 
-    A graph repeats the kernels of one step on the same memory, so what changes from step to step lies in tensors: the
-    batches, the schedule's factor, and the optimizers' step counts. What a model does in Python (drawing a number, counting
-    its calls) would be repeated, too. So the first step that is repeated is also taken plainly, and where the two differ,
-    where a number in one of the model's modules changes, or where a step can't be captured, all steps are taken plainly.
+    A graph repeats the kernels of one step on the same memory, so everything that changes from step to step lies in
+    tensors: the batches, the schedule's factor, and the optimizers' step counts. A model's doings in Python (drawing a
+    number, counting its calls) would be repeated, too. So the first step that is repeated is also taken plainly, and
+    where the two differ, where a number in one of the model's modules changes, or where a step can't be captured, all
+    steps are taken plainly.
 
     Args:
         step: The step.
@@ -94,7 +95,7 @@ class CapturedStep:
 
 
 def record_cuda(device: torch.device) -> Record:
-    """How a step is captured on ``device``; all its graphs share their memory, for none is needed when the next one runs."""
+    """How a step is captured on ``device``; all its graphs share memory, as none is needed when the next one runs."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
@@ -112,7 +113,7 @@ def _all_tensors(batches: Sequence[Any]) -> list[torch.Tensor]:
 
 
 def _shape(batch: Any) -> Any:
-    """What a captured step must have in common with another: the structure, each tensor's shape, and everything else."""
+    """What batches of one captured step have in common: the structure, each tensor's shape, and everything else."""
     if isinstance(batch, torch.Tensor):
         return tuple(batch.shape), batch.dtype
     if isinstance(batch, dict):

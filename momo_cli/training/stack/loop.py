@@ -247,14 +247,16 @@ def _where(chosen: list[bool], device: torch.device) -> torch.Tensor:
 
 def _evaluate_stacked(stack: Stack, seeds: dict[int, Seed], device: torch.device) -> list[Evaluation]:
     has_metrics = stack.objective.task.metrics is not None
-    loss_sum, sums, samples = 0.0, {}, 0
-    for batches in zip(*(seed.task.val for seed in seeds.values()), strict=True):  # type: ignore[arg-type]
+    loss_sum = torch.zeros(len(stack), dtype=torch.float64, device=device)
+    sums: dict[str, Any] = {}
+    samples = 0
+    for batches in zip(*(seed.task.val or () for seed in seeds.values()), strict=True):
         batches = tuple(move(batch, device) for batch in batches)
         size = batch_size(batches[0])
-        loss_sum = loss_sum + size * stack.evaluate(batches).double()
+        loss_sum += size * stack.evaluate(batches).double()
         for name, values in (stack.evaluate(batches, metrics=True) if has_metrics else {}).items():
             sums[name] = sums.get(name, 0.0) + size * values.double()
         samples += size
-    losses = (loss_sum / samples).tolist()  # type: ignore[union-attr]
+    losses = (loss_sum / samples).tolist()
     metrics = {name: (values / samples).tolist() for name, values in sums.items()}
     return [Evaluation(loss, {name: values[i] for name, values in metrics.items()}) for i, loss in enumerate(losses)]

@@ -1,4 +1,4 @@
-"""The stack: K copies of one model, their parameters and gradients in one ``[K, N]`` buffer each, run by one vectorized pass."""
+"""The stack: K copies of one model, parameters and gradients in one ``[K, N]`` buffer each, and a vectorized pass."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class CannotStack(Exception):
 
 
 class _Objective(torch.nn.Module):
-    """The task's loss or metrics as a module around the model, so that its parameters can be replaced in the whole call."""
+    """The task's loss or metrics as a module around the model, so that its parameters can be replaced throughout."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self.task, self.model = task, task.model
+        self.task = task
+        self.model: torch.nn.Module = task.model
 
     def forward(self, batch: Any, metrics: bool) -> Any:
         if metrics:
-            return {
-                name: torch.as_tensor(value)
-                for name, value in checked_metrics(self.task.metrics(self.model, batch)).items()
-            }  # type: ignore[misc]
+            assert self.task.metrics is not None
+            found = checked_metrics(self.task.metrics(self.model, batch))
+            return {name: torch.as_tensor(value) for name, value in found.items()}
         return scalar_loss(self.task, self.model, batch)
 
 
@@ -88,7 +88,7 @@ class Stack:
 
     def _parts(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         """Views of each parameter's part of ``buffer``, ``[K, *shape]``."""
-        parts = buffer.split([shape.numel() for shape in self.shapes], dim=1)
+        parts = torch.split(buffer, [shape.numel() for shape in self.shapes], dim=1)
         return [part.view(len(buffer), *shape) for part, shape in zip(parts, self.shapes)]
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -108,7 +108,7 @@ class Stack:
         Raises:
             CannotStack: A trainable parameter has no gradient in this step.
         """
-        losses = self._call(batches, self.leaves)
+        losses: torch.Tensor = self._call(batches, self.leaves)
         # The runs are independent, so the gradient of the sum holds each run's own in its row.
         found = torch.autograd.grad(losses.sum(), list(self.leaves.values()), allow_unused=True)
         if any(grad is None for grad in found):

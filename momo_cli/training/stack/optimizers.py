@@ -1,15 +1,15 @@
 """Optimizers that update many runs at once: one row a run, one learning rate a row.
 
-Each class here takes rows of the stack that share an optimizer and its arguments. ``x`` and ``g`` are the rows' parameters
-and gradients, ``[runs, parameters]``, in storage that may move between steps; the optimizer owns its state. Anything
-that has no class of its own is stepped row by row by the real optimizer (:class:`RowByRow`).
+Each class here takes rows of the stack that share an optimizer and its arguments. ``x`` and ``g`` are the rows'
+parameters and gradients, ``[runs, parameters]``, in storage that may move between steps; the optimizer owns its state.
+Anything that has no class of its own is stepped row by row by the real optimizer (:class:`RowByRow`).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -31,7 +31,9 @@ class Rows(Protocol):
 
 
 class _Vectorized:
-    """State that is one tensor with a row for each run, and changed in place, so that a step can be captured (``graph.py``)."""
+    """State in tensors with a row for each run, changed in place, so that a step can be captured (``graph.py``)."""
+
+    takes: ClassVar[dict[str, Any]]  # the optimizer's arguments that the rows understand, with their defaults
 
     def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
@@ -41,6 +43,9 @@ class _Vectorized:
         self.decays = any(decays)
         self.decay = x.new_tensor([[decay] for decay in decays])
         self.buffers: list[torch.Tensor] = []
+
+    def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: Scalar) -> dict[str, Any] | None:
+        raise NotImplementedError
 
     def keep(self, rows: torch.Tensor, x: torch.Tensor) -> None:
         for name, value in vars(self).items():
@@ -60,7 +65,7 @@ class _Vectorized:
 class SGDRows(_Vectorized):
     """``torch.optim.SGD``: momentum, dampening, Nesterov, weight decay."""
 
-    takes = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
+    takes: ClassVar[dict[str, Any]] = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
 
     def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: Scalar) -> None:
         momentum = self.arguments["momentum"]
@@ -79,7 +84,7 @@ class SGDRows(_Vectorized):
 class AdamRows(_Vectorized):
     """``torch.optim.Adam``: the decay is part of the gradient."""
 
-    takes = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    takes: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     decoupled = False
 
     def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, arguments: dict[str, Any]) -> None:
@@ -100,7 +105,7 @@ class AdamRows(_Vectorized):
 class AdamWRows(AdamRows):
     """``torch.optim.AdamW``: the decay is decoupled."""
 
-    takes = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
+    takes: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
     decoupled = True
 
 
@@ -160,14 +165,27 @@ class _TruncatedRows(_Vectorized):
 class MomoRows(_TruncatedRows):
     """``momo.Momo``."""
 
-    takes = {"weight_decay": 0.0, "beta": 0.9, "lb": 0.0, "bias_correction": False, "use_fstar": False}
+    takes: ClassVar[dict[str, Any]] = {
+        "weight_decay": 0.0,
+        "beta": 0.9,
+        "lb": 0.0,
+        "bias_correction": False,
+        "use_fstar": False,
+    }
     direction = MomentumDirection
 
 
 class MomoAdamRows(_TruncatedRows):
     """``momo.MomoAdam``."""
 
-    takes = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "lb": 0.0, "divide": True, "use_fstar": False}
+    takes: ClassVar[dict[str, Any]] = {
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "lb": 0.0,
+        "divide": True,
+        "use_fstar": False,
+    }
     direction = AdamDirection
 
 
@@ -212,7 +230,7 @@ class RowByRow:
 
     def _views(self, row: torch.Tensor) -> list[torch.Tensor]:
         sizes = [shape.numel() for shape in self.shapes]
-        return [part.view(shape) for part, shape in zip(row.detach().split(sizes), self.shapes)]
+        return [part.view(shape) for part, shape in zip(torch.split(row.detach(), sizes), self.shapes)]
 
 
 _VECTORIZED: dict[str, type[_Vectorized]] = {
@@ -242,7 +260,8 @@ def stacked_optimizer(specs: Sequence[RunSpec], x: torch.Tensor, shapes: Sequenc
     arguments = arguments | dict(specs[0].params)
     name = f"{loaded.__module__.rpartition('.')[0] or loaded.__module__}.{loaded.__name__}"
     rows = _VECTORIZED.get(name)
-    if rows is None or not set(arguments) <= set(rows.takes):  # type: ignore[attr-defined]
+    if rows is None or not set(arguments) <= set(rows.takes):
         return RowByRow(specs, x, shapes)
-    defaults = {key: p.default for key, p in inspect.signature(loaded.__init__).parameters.items() if key in rows.takes}  # type: ignore[attr-defined]
-    return rows(specs, x, rows.takes | defaults | arguments)  # type: ignore[attr-defined]
+    parameters = inspect.signature(loaded.__init__).parameters
+    defaults = {key: parameter.default for key, parameter in parameters.items() if key in rows.takes}
+    return rows(specs, x, rows.takes | defaults | arguments)

@@ -43,8 +43,8 @@ class Step:
             factor: The schedule's; on a GPU a tensor, so that the step can be captured.
 
         Returns:
-            Its report, ``[5, rows]`` in the order of the constants of ``run.record``; NaN where an optimizer has no such figure,
-            and the losses alone, ``[1, rows]``, where none has.
+            Its report, ``[5, rows]`` in the order of the constants of ``run.record``; NaN where an optimizer has no
+            such figure, and the losses alone, ``[1, rows]``, where none has.
 
         Raises:
             CannotStack: The batches or the gradients are of a kind that can't be stacked.
@@ -70,11 +70,14 @@ class Step:
         return report
 
     def state(self) -> list[torch.Tensor] | None:
-        """Every tensor that a step changes and the next one reads; None where an optimizer keeps its state to itself."""
-        states = [getattr(group.optimizer, "state", None) for group in self.groups]
-        if None in states:
-            return None
-        return [self.stack.x, *self.stack.fixed.values(), *(tensor for state in states for tensor in state())]
+        """Every tensor that a step changes and the next one reads; None where an optimizer has state of its own."""
+        changed = [self.stack.x, *self.stack.fixed.values()]
+        for group in self.groups:
+            state = getattr(group.optimizer, "state", None)
+            if state is None:
+                return None
+            changed += state()
+        return changed
 
     def count_on_device(self) -> None:
         """Keep the optimizers' step counts in tensors from now on: a captured step repeats what a Python number was."""

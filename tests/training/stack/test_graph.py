@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.task import find_task
 from momo_cli.training.run import record
-from momo_cli.training.stack import loop
-from momo_cli.training.stack.step import Step
-from momo_cli.training.stack.graph import CapturedStep
 from momo_cli.training.run.training_run import train_run
+from momo_cli.training.stack import loop
+from momo_cli.training.stack.graph import CapturedStep
 from momo_cli.training.stack.loop import train_stack
+from momo_cli.training.stack.step import Step
 
 CPU = torch.device("cpu")
 LABELS = ["momo", "momo(weight_decay=0.1,bias_correction=True)", "momo-star", "momo-adam", "momo-adam(weight_decay=0.1)",

@@ -11,8 +11,8 @@ from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.task import find_task
 from momo_cli.training.run.training_run import train_run
 from momo_cli.training.stack.checks import check_stack
-from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.training.stack.loop import train_stack
+from momo_cli.training.stack.models import CannotStack, Stack
 
 CPU = torch.device("cpu")
 LABELS = [
