@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import time
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from momo_cli.errors import UserError
@@ -15,6 +17,8 @@ from momo_cli.runs import Run
 from momo_cli.store import Store, StoredRuns, study_key
 from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
+
+_LOOK = 1.0  # seconds between looks at runs that others hold
 
 if TYPE_CHECKING:
     from momo_cli.training.dispatch.candidates import Resources
@@ -95,7 +99,9 @@ class Experiment:
 
         if self.together not in ("auto", "off") and not (self.together.isdecimal() and int(self.together) > 0):
             raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
-        together = {"auto": "auto", "off": 1}.get(self.together) or int(self.together)
+        together: int | str = self.together
+        if together != "auto":
+            together = 1 if together == "off" else int(together)
         return Resources(parse_devices(self.device), together, self.jobs)
 
     def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
@@ -145,7 +151,7 @@ class Session:
     ) -> None:
         self.experiment, self.display, self._batch = experiment, display, batch
         self.stored = experiment.stored()
-        self.stored.say = display.said
+        self.stored.say, self.stored.warn = display.said, _warn
         self.objective = self.stored.objective
         self.reused = 0
         self.found = (
@@ -160,9 +166,11 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
-            self._open.__exit__(*exception)
+            self._open.__exit__(kind, error, traceback)
         finally:
             self.display.lost(self.stored.waiting)
 
@@ -174,15 +182,48 @@ class Session:
             if self._executor is None:
                 self._executor = self._start(missing)
             self.stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), self.objective)
+            self.stored.open(missing)
             self.display.started(missing, len(specs) - len(missing))
-            for spec, run in self._executor.train(missing):
-                self.stored.add(run)
-                self.found[spec.key] = run
-                self.display.finished(spec, run)
+            self._do(missing, self._executor)
         return [self.found[spec.key] for spec in specs if spec.key in self.found]
+
+    def _do(self, specs: list[RunSpec], executor: Executor) -> None:
+        """Train those of ``specs`` that no other process takes, and wait for the others."""
+        left, free, said = {spec.key: spec for spec in specs}, specs, False
+        while True:
+            for spec, run in executor.train(free, self.stored.claim):
+                self.stored.add(run)
+                self._ended(left.pop(spec.key), run)
+            if not left:
+                return
+            ended, free, who = self._look(list(left.values()))
+            for run in ended:
+                self._ended(left.pop(run_key(run)), run)
+            if left and not free:
+                if not said:
+                    said = True
+                    runs = f"{len(left)} run{'s' * (len(left) != 1)}"
+                    self.display.said(f"Waiting for {runs} that others do, among them {who}.")
+                time.sleep(_LOOK)
+
+    def _look(self, specs: list[RunSpec]) -> tuple[list[Run], list[RunSpec], str]:
+        """What has become of runs that others hold; where the storage fails, they are free to be claimed."""
+        try:
+            return self.stored.look(specs)
+        except UserError:
+            return [], specs, ""
+
+    def _ended(self, spec: RunSpec, run: Run) -> None:
+        self.found[spec.key] = run
+        self.display.finished(spec, run)
 
     def _start(self, specs: list[RunSpec]) -> Executor:
         experiment = self.experiment
+        if not experiment.store.has_heartbeats:
+            self.display.said(
+                f"{experiment.store.url} takes no heartbeats: runs of a process that dies are taken up when the command "
+                "is started again on its machine."
+            )
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
@@ -198,6 +239,10 @@ class Session:
     def _advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> bool:
         self.display.advanced(spec, step, steps, loss)
         return self._watch is not None and self._watch(spec, step, steps, loss)
+
+
+def _warn(line: str) -> None:
+    print(f"momo: {line}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)

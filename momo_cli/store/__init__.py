@@ -5,8 +5,8 @@ a digest of its *key*: everything that changes a result. The same command finds 
 what is missing.
 """
 
-from momo_cli.store.storage import DEFAULT_URL, StudyInfo
+from momo_cli.store.storage import DEFAULT_URL, GRACE, StudyInfo
 from momo_cli.store.store import Store, study_key
 from momo_cli.store.stored_runs import StoredRuns
 
-__all__ = ["DEFAULT_URL", "Store", "StoredRuns", "StudyInfo", "study_key"]
+__all__ = ["DEFAULT_URL", "GRACE", "Store", "StoredRuns", "StudyInfo", "study_key"]
