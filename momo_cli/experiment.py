@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
-from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.store import Store, StoredRuns, study_key
@@ -22,7 +23,7 @@ _LOOK = 1.0  # seconds between looks at runs that others hold
 
 if TYPE_CHECKING:
     from momo_cli.training.dispatch.candidates import Resources
-    from momo_cli.training.dispatch.executor import Executor
+    from momo_cli.training.dispatch.executor import Trains
     from momo_cli.training.run.record import Watch
 
 
@@ -45,6 +46,25 @@ class Display(Protocol):
         """A line the user should know of."""
 
 
+class Source(Protocol):
+    """What is trained: a task's function or a command."""
+
+    @property
+    def name(self) -> str:
+        """Its name in tables and in the store."""
+
+    @property
+    def file(self) -> Path:
+        """The file that says what it is."""
+
+    @property
+    def arguments(self) -> tuple[tuple[str, Any], ...]:
+        """The user's ``--set key=value``."""
+
+    def fingerprint(self) -> str:
+        """A digest of its code: another one means other results."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """A task, and how its runs are trained and kept.
@@ -61,7 +81,7 @@ class Experiment:
         search: How an Optuna study samples its runs, which then are a study of their own; None for grids.
     """
 
-    source: TaskSource
+    source: Source
     settings: Settings
     store: Store
     device: str = "auto"
@@ -81,6 +101,40 @@ class Experiment:
         return study_key(
             source.name, source.fingerprint(), dict(source.arguments), self.settings.key(), search=self.search
         )
+
+    def trainer(
+        self, specs: list[RunSpec], objective: str, watch: Watch, say: Callable[[str], None], batch: int | None
+    ) -> tuple[str, contextlib.AbstractContextManager[Trains]]:
+        """Find what is wrong before anything is trained, and make what trains the runs.
+
+        Args:
+            specs: The runs to begin with.
+            objective: The objective's name, where stored runs know it.
+            watch: Told of each run's progress; True stops that run as pruned.
+            say: Takes lines for the user.
+            batch: As for :class:`Session`.
+
+        Returns:
+            The objective's name, empty where only the first run tells it, and the trainer.
+
+        Raises:
+            UserError: The task, an optimizer or a device is wrong.
+        """
+        from momo_cli.training.dispatch.executor import Executor
+
+        assert isinstance(self.source, TaskSource)
+        resources = self._resources()
+        name, task = self._check(self.source, specs, resources.devices[0])
+        return name, Executor(self.source, self.settings, resources, watch, say, task, batch)
+
+    def check_optimizers(self, specs: list[RunSpec]) -> None:
+        """Find a wrong optimizer, or wrong arguments of it, before any run.
+
+        Raises:
+            UserError: An optimizer can't be built.
+        """
+        for optimizer, spec in {spec.optimizer: spec for spec in specs}.items():
+            optimizer.check(spec.lr, dict(spec.params))
 
     def collect(self, specs: list[RunSpec], display: Display) -> Collected:
         """Every run of ``specs``: reused where it is stored, else trained and stored.
@@ -104,14 +158,12 @@ class Experiment:
             together = 1 if together == "off" else int(together)
         return Resources(parse_devices(self.device), together, self.jobs)
 
-    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
+    def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
         """Find what is wrong before anything is trained; returns the objective's name and a task, built for that."""
         from momo_cli.training.evaluation import check_metric, objective_name
 
-        optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
-        for optimizer, spec in optimizers.items():
-            optimizer.check(spec.lr, dict(spec.params))
-        task = self.source.build(specs[0].seed, device)
+        self.check_optimizers(specs)
+        task = source.build(specs[0].seed, device)
         name = objective_name(task, self.settings)
         check_metric(task, name, device)
         return name, task
@@ -160,7 +212,7 @@ class Session:
         for line in experiment._changed_source(self.stored, bool(self.found)):
             display.said(line)
         self._watch = watch
-        self._executor: Executor | None = None
+        self._trainer: Trains | None = None
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -179,19 +231,22 @@ class Session:
         missing = [spec for spec in specs if spec.key not in self.found]
         self.reused += len(specs) - len(missing)
         if missing:
-            if self._executor is None:
-                self._executor = self._start(missing)
-            self.stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), self.objective)
+            if self._trainer is None:
+                self._trainer = self._start(missing)
+            self.stored.start(_labels(specs), self.objective)
             self.stored.open(missing)
             self.display.started(missing, len(specs) - len(missing))
-            self._do(missing, self._executor)
+            self._do(missing, self._trainer)
         return [self.found[spec.key] for spec in specs if spec.key in self.found]
 
-    def _do(self, specs: list[RunSpec], executor: Executor) -> None:
+    def _do(self, specs: list[RunSpec], trainer: Trains) -> None:
         """Train those of ``specs`` that no other process takes, and wait for the others."""
         left, free, said = {spec.key: spec for spec in specs}, specs, False
         while True:
-            for spec, run in executor.train(free, self.stored.claim):
+            for spec, run in trainer.train(free, self.stored.claim):
+                if not self.objective and run.status == "ok":
+                    self.objective = "train_loss" if run.val_loss is None else "val_loss"
+                    self.stored.start(_labels(specs), self.objective)
                 self.stored.add(run)
                 self._ended(left.pop(spec.key), run)
             if not left:
@@ -217,7 +272,7 @@ class Session:
         self.found[spec.key] = run
         self.display.finished(spec, run)
 
-    def _start(self, specs: list[RunSpec]) -> Executor:
+    def _start(self, specs: list[RunSpec]) -> Trains:
         experiment = self.experiment
         if not experiment.store.has_heartbeats:
             self.display.said(
@@ -227,18 +282,18 @@ class Session:
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
-        from momo_cli.training.dispatch.executor import Executor
-
-        resources = experiment._resources()
-        self.objective, task = experiment._check(specs, resources.devices[0])
-        executor = Executor(
-            experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch
+        self.objective, trainer = experiment.trainer(
+            specs, self.objective, self._advanced, self.display.said, self._batch
         )
-        return self._open.enter_context(executor)
+        return self._open.enter_context(trainer)
 
     def _advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> bool:
         self.display.advanced(spec, step, steps, loss)
         return self._watch is not None and self._watch(spec, step, steps, loss)
+
+
+def _labels(specs: list[RunSpec]) -> list[str]:
+    return list(dict.fromkeys(spec.optimizer.label for spec in specs))
 
 
 def _warn(line: str) -> None:

@@ -2,6 +2,6 @@
 
 from momo_cli.training.script.command import Command
 from momo_cli.training.script.sources import Reading
-from momo_cli.training.script.trainer import ScriptTrainer
+from momo_cli.training.script.trainer import Limits, ScriptTrainer
 
-__all__ = ["Command", "Reading", "ScriptTrainer"]
+__all__ = ["Command", "Limits", "Reading", "ScriptTrainer"]

@@ -58,6 +58,17 @@ class Command:
         command.placeholders()
         return command
 
+    @property
+    def file(self) -> Path:
+        """The script: the first Python file that the command names, else the first file, else the program."""
+        named = self._named()
+        return next((file for file in named if file.suffix == ".py"), (*named, Path(self.words[0]))[0])
+
+    @property
+    def name(self) -> str:
+        """The script's file name: the task's name in tables and in the store."""
+        return self.file.name
+
     def placeholders(self) -> set[str]:
         """The names in braces.
 
@@ -140,14 +151,17 @@ class Command:
 
     def files(self) -> list[Path]:
         """The files that the command names and that exist, and what those in Python import from the user's folders."""
+        found = [file.resolve() for file in self._named()]
+        sources = [source for file in found if file.suffix == ".py" for source in local_sources(file)]
+        return list(dict.fromkeys([*found, *sources]))
+
+    def _named(self) -> list[Path]:
         named = [Path(part) for word in self.words for part in (word, word.partition("=")[2]) if "{" not in part]
         for flag, module in zip(self.words, self.words[1:]):
             if flag == "-m":
                 stem = Path(*module.split("."))
                 named += [stem.with_suffix(".py"), stem / "__main__.py"]
-        found = [file.resolve() for file in named if file.is_file()]
-        sources = [source for file in found if file.suffix == ".py" for source in local_sources(file)]
-        return list(dict.fromkeys([*found, *sources]))
+        return [file for file in named if file.is_file()]
 
     def fingerprint(self) -> str:
         """A digest of the command and of the content of its files: another one means other results."""

@@ -50,6 +50,7 @@ class ScriptTrainer:
         command: The command.
         reading: How its numbers are read.
         under: The folder that takes the folders of the runs.
+        objective: The objective's name, where stored runs know it; else the first run that ends well tells it.
         limits: How many at once, where, and for how long.
         watch: Told of each run's progress, where the number of its steps is known; True stops the run as pruned.
         say: Takes lines for the user.
@@ -60,11 +61,13 @@ class ScriptTrainer:
         command: Command,
         reading: Reading,
         under: Path,
+        objective: str = "",
         limits: Limits = Limits(),
         watch: Callable[[RunSpec, int, int, float], bool] = lambda *progress: False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.command, self.reading, self.under, self.limits = command, reading, under, limits
+        self.objective = reading.objective or objective or None
         self._watch, self._say = watch, say
         self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._free: list[str | None] = [limits.devices[i % len(limits.devices)] for i in range(limits.jobs)]
@@ -122,6 +125,8 @@ class ScriptTrainer:
             if kind == "raised":
                 raise result
             self._steps = self._steps or result.steps or None
+            if result.status == "ok":
+                self.objective = self.objective or ("train_loss" if result.val_loss is None else "val_loss")
             yield active.spec, result
 
     def _wait(self, seconds: float | None) -> bool:
@@ -170,7 +175,7 @@ class _Active:
             None if reading.file is None else Path(fill(reading.file, trainer.command.values(self.spec, folder.path)))
         )
         ways = sources(reading, folder.log, [folder.stdout, folder.stderr], file)
-        life = _Life(reading, trainer.command.steps)
+        life = _Life(reading, trainer.objective, trainer.command.steps)
         life.look(_read(ways, ended=False))  # what a script that was interrupted had reported
         with folder.stdout.open("ab") as stdout, folder.stderr.open("ab") as stderr:
             processes = Processes(words, environment, "MOMO_DIR", stdout, stderr)
@@ -212,11 +217,12 @@ class _Life:
 
     Args:
         reading: How its numbers are read.
+        objective: The objective's name, or None where the script's reports tell it.
         steps: ``--steps``, or None.
     """
 
-    def __init__(self, reading: Reading, steps: int | None) -> None:
-        self.reading, self.steps = reading, steps
+    def __init__(self, reading: Reading, objective: str | None, steps: int | None) -> None:
+        self.reading, self.objective, self.steps = reading, objective, steps
         self.reports = Reports()
         self.diverged = False
         self._divergence: Divergence | None = None
@@ -226,7 +232,7 @@ class _Life:
         losses, self.reports = reports.losses, reports
         if losses.values:
             if self._divergence is None or self._divergence.losses is not losses:
-                before = reports.loss_before(reports.objective(self.reading.objective))
+                before = reports.loss_before(reports.objective(self.objective))
                 self._divergence = Divergence(losses, before, self.steps)
             self._divergence()
         self.diverged = not reports.finite or (self._divergence is not None and self._divergence.passed)
@@ -242,7 +248,7 @@ class _Life:
             errors: The end of the script's stderr.
         """
         reports, losses = self.reports, self.reports.losses
-        objective = reports.objective(self.reading.objective)
+        objective = reports.objective(self.objective)
         value = reports.last(objective)
         if losses.values and not self.diverged:
             self.diverged = Divergence(losses, reports.loss_before(objective), losses.span)()

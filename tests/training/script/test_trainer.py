@@ -71,7 +71,7 @@ def trained(source, specs=None, reading=Reading(), words=("{lr}",), limits=Limit
     """The runs of a script, by spec."""
     Path("train.py").write_text(source)
     full = Command.parse([sys.executable, "train.py", *words], **command)
-    with ScriptTrainer(full, reading, Path("momo-runs"), limits) as trainer:
+    with ScriptTrainer(full, reading, Path("momo-runs"), limits=limits) as trainer:
         return dict(trainer.train(specs or [spec()]))
 
 
@@ -253,7 +253,7 @@ from momo_cli.training.script import Command, Reading, ScriptTrainer
 from momo_cli.training.script.trainer import Limits
 specs = [RunSpec(OptimizerSpec.parse("a"), lr, 0) for lr in (0.1, 0.2, 0.3)]
 command = Command((sys.executable, "train.py", "{lr}"))
-with ScriptTrainer(command, Reading(), Path("runs"), Limits(jobs=2), say=print) as trainer:
+with ScriptTrainer(command, Reading(), Path("runs"), limits=Limits(jobs=2), say=print) as trainer:
     list(trainer.train(specs))
 """
 
@@ -292,7 +292,7 @@ def test_claims_devices_and_jobs(environment):
     )
     Path("train.py").write_text(script)
     command = Command.parse([sys.executable, "train.py", "{lr}"])
-    with ScriptTrainer(command, Reading(), Path("momo-runs"), Limits(2, ("4", "7"))) as trainer:
+    with ScriptTrainer(command, Reading(), Path("momo-runs"), limits=Limits(2, ("4", "7"))) as trainer:
         runs = dict(trainer.train(specs, claim))
     assert set(runs) == {s for s in specs if s.lr != 0.3}
     assert asked[0] == (specs, 2) and all(most == 1 for _, most in asked[1:])

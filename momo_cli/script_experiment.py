@@ -1,0 +1,115 @@
+"""An experiment whose runs are commands: any training script, started once for each run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from momo_cli.errors import UserError
+from momo_cli.experiment import Experiment
+from momo_cli.plan.grid import RunSpec
+from momo_cli.training.script import Command, Limits, Reading, ScriptTrainer
+
+if TYPE_CHECKING:
+    from momo_cli.training.dispatch.executor import Trains
+    from momo_cli.training.run.record import Watch
+
+FOLDER = "momo-runs"
+"""The folder beside the store that takes the folders of the runs, ``{dir}``."""
+
+_FUNCTION_ONLY = {"together": "auto", "schedule": "constant", "warmup": 0.0, "amp": "off", "clip": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptExperiment(Experiment):
+    """An experiment with a command as its task.
+
+    Attributes:
+        source: The command.
+        reading: How the script's numbers are read.
+        timeout: ``--timeout``, seconds of a run, or None.
+    """
+
+    source: Command
+    reading: Reading = dataclasses.field(default_factory=Reading)
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        self.reading.check()
+        for name, default in _FUNCTION_ONLY.items():
+            given = self.together if name == "together" else getattr(self.settings, name)
+            if given != default:
+                raise UserError(
+                    f"--{name} {given}: a script trains by itself, so momo can't do that.\n"
+                    "Write it in the script, and what varies as {NAME} with --set NAME=…."
+                )
+
+    def key(self) -> dict[str, Any]:
+        """Everything that changes a result."""
+        return super().key() | {
+            "command": list(self.source.words),
+            "read": self.reading.pattern,
+            "read_file": self.reading.file,
+        }
+
+    def check_optimizers(self, specs: list[RunSpec]) -> None:
+        """Find what would make runs alike that should differ: optimizers themselves are the script's affair.
+
+        Raises:
+            UserError: The command can't be run as asked.
+        """
+        tuned = list(dict.fromkeys(name for spec in specs for name, _ in spec.params))
+        labels = list(dict.fromkeys(spec.optimizer.label for spec in specs))
+        self.source.check(labels, tuned, self.reading.file)
+        jobs = self.limits().jobs
+        if jobs > 1 and self.reading.file is not None and "{" not in self.reading.file:
+            raise UserError(
+                f"--read-file {self.reading.file}: {jobs} runs at once would write the same file.\n"
+                "Have the script write to {dir}, and read {dir}/" + os.path.basename(self.reading.file) + "."
+            )
+
+    def trainer(
+        self, specs: list[RunSpec], objective: str, watch: Watch, say: Callable[[str], None], batch: int | None
+    ) -> tuple[str, contextlib.AbstractContextManager[Trains]]:
+        """What runs the command; arguments and errors as for :meth:`Experiment.trainer`."""
+        self.check_optimizers(specs)
+        name = self.settings.objective or objective
+        under = self.store.folder / FOLDER / re.sub(r"[^\w.+-]", "_", self.stored().name)
+        return name, ScriptTrainer(self.source, self.reading, under, name, self.limits(), watch, say)
+
+    def limits(self) -> Limits:
+        """How many scripts run at once, where, and for how long.
+
+        Raises:
+            UserError: ``--device`` names none.
+        """
+        devices = visible_devices(self.device)
+        return Limits(self.jobs or len(devices), devices, self.timeout)
+
+
+def visible_devices(device: str) -> tuple[str | None, ...]:
+    """``CUDA_VISIBLE_DEVICES`` for each device of ``--device``; None where the script is to choose.
+
+    >>> visible_devices("auto"), visible_devices("cpu")
+    ((None,), ('',))
+
+    Raises:
+        UserError: It isn't ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:0,cuda:1``.
+    """
+    if device in ("auto", "cuda", "mps"):
+        return (None,)
+    if device == "cpu":
+        return ("",)
+    ours = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    found: list[str | None] = []
+    for word in device.split(","):
+        match = re.fullmatch(r"cuda:(\d+)", word.strip())
+        if match is None or (ours and int(match[1]) >= len(ours)):
+            visible = f"CUDA_VISIBLE_DEVICES names {len(ours)} devices. " if match else ""
+            raise UserError(f"--device {device}: {visible}Write auto, cpu, mps, cuda or cuda:0,cuda:1.")
+        found.append(ours[int(match[1])] if ours else match[1])
+    return tuple(found)
