@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
@@ -76,7 +75,7 @@ class Experiment:
         device: ``--device``.
         study: ``--study``, or None.
         fresh: Train runs that are stored, too.
-        together: ``--together``: ``auto``, ``off`` or a number.
+        together: ``--together``: how many runs to train at once, 1 being ``off``; ``auto`` measures.
         jobs: ``--jobs``, or None.
         search: How an Optuna study samples its runs, which then are a study of their own; None for grids.
     """
@@ -87,7 +86,7 @@ class Experiment:
     device: str = "auto"
     study: str | None = None
     fresh: bool = False
-    together: str = "auto"
+    together: int | Literal["auto"] = "auto"
     jobs: int | None = None
     search: dict[str, Any] | None = None
 
@@ -151,12 +150,7 @@ class Experiment:
         from momo_cli.training.devices import parse_devices
         from momo_cli.training.dispatch.candidates import Resources
 
-        if self.together not in ("auto", "off") and not (self.together.isdecimal() and int(self.together) > 0):
-            raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
-        together: int | str = self.together
-        if together != "auto":
-            together = 1 if together == "off" else int(together)
-        return Resources(parse_devices(self.device), together, self.jobs)
+        return Resources(parse_devices(self.device), self.together, self.jobs)
 
     def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
         """Find what is wrong before anything is trained; returns the objective's name and a task, built for that."""
@@ -178,7 +172,8 @@ class Experiment:
             if before != now and {**before, "source": None} == {**now, "source": None}:
                 runs = f"{info.runs} stored run" + "s" * (info.runs != 1)
                 return [
-                    f"{self.source.file.name} has changed since its {runs} ({info.name}), or a file that it imports has: starting afresh."
+                    f"{self.source.file.name} has changed since its {runs} ({info.name}), or a file that it imports "
+                    "has: starting afresh."
                 ]
         return []
 

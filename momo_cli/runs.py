@@ -7,6 +7,12 @@ from typing import Literal
 
 Status = Literal["ok", "diverged", "failed", "pruned"]
 
+#: What a run shows of itself in the JSON document and in a CSV table, in this order.
+FIELDS = (
+    "optimizer", "lr", "seed", "status", "objective", "initial", "train_loss", "val_loss",
+    "metrics", "steps", "seconds", "capped", "error",
+)  # fmt: skip
+
 
 @dataclasses.dataclass
 class Run:

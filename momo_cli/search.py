@@ -1,7 +1,8 @@
 """``--trials``: Optuna decides which learning rates (and further arguments) to try, and which runs to stop early.
 
-Sampling and pruning are Optuna's, by ask and tell on a study in memory for each optimizer, so that a batch of trials can be
-trained together. Every run goes to the same store as a grid's, and what is stored there is told to the sampler first.
+Sampling and pruning are Optuna's, by ask and tell on a study in memory for each optimizer, so that a batch of
+trials can be trained together. Every run goes to the same store as a grid's, and the sampler is told first of the
+trials that are stored there.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from momo_cli.errors import UserError, did_you_mean
 from momo_cli.experiment import Display, Experiment, Session
 from momo_cli.plan.grid import RunSpec, run_key
-from momo_cli.plan.learning_rates import log_spaced, parse_range, rounded
+from momo_cli.plan.learning_rates import log_spaced, rounded
 from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.runs import Run
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
 _ROUNDS = 4  # a sampler that learns is asked at least this often, however many trials fit in a batch
 _BATCH = 16
@@ -36,7 +37,7 @@ def _samplers(several: bool, seed: int) -> dict[str, Callable[[], Any]]:
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed),
         "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
-        # Optuna's own grid sampler stops a study from within, which ask and tell doesn't allow: the points are enqueued.
+        # Optuna's own grid sampler stops a study from within, which ask and tell can't: the points are enqueued.
         "grid": lambda: optuna.samplers.RandomSampler(seed=seed),
     }
 
@@ -82,26 +83,6 @@ class Search:
     pruner: str = "none"
     lr_range: tuple[float, float] | None = None
     tune: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, trials: int, sampler: str, pruner: str, lr_range: str | None, tune: list[str]) -> Search:
-        """From the command line.
-
-        Raises:
-            UserError: There is no such sampler or pruner, or a range is none.
-        """
-        for flag, word, known in (("--sampler", sampler, SAMPLERS), ("--pruner", pruner, PRUNERS)):
-            if word not in known:
-                raise UserError(
-                    f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\nWrite {', '.join(known)}."
-                )
-        ranges = {}
-        for text in tune:
-            name, equals, values = text.partition("=")
-            if not equals or not name.isidentifier() or name == "lr":
-                raise UserError(f"--tune {text}: write ARGUMENT=LOW:HIGH, for instance weight_decay=1e-6:1e-1.")
-            ranges[name] = parse_range(values, f"--tune {name}=")
-        return cls(trials, sampler, pruner, parse_range(lr_range, "--lr-range ") if lr_range else None, ranges)
 
     @property
     def batch(self) -> int:
@@ -182,7 +163,9 @@ class _OptimizerSearch:
 
         self.optimizer, self.asked, self.seeds, self.maximize = optimizer, asked, seeds, maximize
         space = {"lr": asked.range_of(optimizer), **asked.tune}
-        self.space = {name: FloatDistribution(low, high, log=True) for name, (low, high) in space.items()}
+        self.space: dict[str, BaseDistribution] = {
+            name: FloatDistribution(low, high, log=True) for name, (low, high) in space.items()
+        }
         self._low_high = space
         self.results: list[tuple[dict[str, float], list[Run]]] = []
 
@@ -225,7 +208,7 @@ class _OptimizerSearch:
         for run in session.found.values():
             params = {"lr": run.lr, **run.params}
             inside = all(
-                name in self.space and self.space[name].low <= value <= self.space[name].high
+                name in self.space and self._low_high[name][0] <= value <= self._low_high[name][1]
                 for name, value in params.items()
             )
             if (
@@ -273,7 +256,7 @@ class _OptimizerSearch:
         if trial is not None:
             study.tell(trial, told if state == "COMPLETE" else None, state=optuna.trial.TrialState[state])
         elif state == "COMPLETE":
-            distributions = {name: self.space[name] for name in params}
+            distributions: dict[str, BaseDistribution] = {name: self.space[name] for name in params}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=told))
         self.study = study
 
@@ -281,9 +264,7 @@ class _OptimizerSearch:
         """ℓ of a trial, as the figures take it: a diverged run counts as its ℓ0."""
         from momo_cli import figures
 
-        return (
-            figures.analyze(runs, maximize=self.maximize, resamples=0)["optimizers"][0]["values"][0] if runs else None
-        )
+        return figures.analyze(runs, maximize=self.maximize).optimizers[0].values[0] if runs else None
 
     def sentences(self, objective: str) -> list[str]:
         """The best trial, what mattered, and what the LR alone gave."""
@@ -307,8 +288,8 @@ class _OptimizerSearch:
             if alone:
                 lr, without = pick(alone, key=lambda pair: pair[1])
                 lines.append(
-                    f"{self.optimizer.label}: the learning rate alone, the other arguments at their defaults, gave {without:.4g} "
-                    f"(at lr {lr['lr']:.4g}, the best of {len(alone)} trials)."
+                    f"{self.optimizer.label}: the learning rate alone, the other arguments at their defaults, gave "
+                    f"{without:.4g} (at lr {lr['lr']:.4g}, the best of {len(alone)} trials)."
                 )
         return lines
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from support import ROOT, TASK
+from support import ROOT, TASK, a_report
 
 from momo_cli.__main__ import run
 
@@ -61,3 +61,9 @@ def momo_process(folder):
         )
 
     return start
+
+
+@pytest.fixture
+def make_report():
+    """Makes reports of made-up sweeps."""
+    return a_report

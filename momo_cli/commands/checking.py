@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from momo_cli.commands.options import TaskArgument, TrainingOptions, with_options
+from momo_cli.commands.options import TaskArgument, TaskOptions, with_options
 from momo_cli.errors import UserError
-from momo_cli.task.loading import find_task
 from momo_cli.user_code import UserCodeError
 
 
-@with_options(TrainingOptions)
-def check(task: TaskArgument, training_options: TrainingOptions) -> None:
+@with_options(TaskOptions)
+def check(task: TaskArgument, task_options: TaskOptions) -> None:
     """Run a few steps of TASK and report what was seen: sizes, losses, time, memory.
 
     [bold]Example[/bold]
@@ -25,11 +24,11 @@ def check(task: TaskArgument, training_options: TrainingOptions) -> None:
     from momo_cli.training.devices import parse_devices
     from momo_cli.training.inspection import inspect_task
 
-    source = find_task(task, training_options.arguments())
-    device = parse_devices(training_options.device)[0]
+    source = task_options.source(task)
+    device = parse_devices(task_options.device)[0]
     cpu.prepare(device)  # as in training
     try:
-        seen = inspect_task(source, training_options.settings(), device)
+        seen = inspect_task(source, task_options.settings(), device)
     except (UserError, UserCodeError):
         raise
     except Exception as error:

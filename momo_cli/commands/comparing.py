@@ -22,7 +22,8 @@ def compare(
 ) -> None:
     """Compare optimizers over their learning rates: sensitivity, regret, good range, what blind guesses would give.
 
-    Trains what is missing: momo, sgd-m, momo-adam and adam over nine learning rates and three seeds, unless the options say otherwise.
+    Trains what is missing: momo, sgd-m, momo-adam and adam over nine learning rates and three seeds, unless the
+    options say otherwise.
 
     [bold]Examples[/bold]
 
@@ -32,14 +33,11 @@ def compare(
     """
     from momo_cli.report import terminal
 
-    out.check(output_options)
+    out.check(output_options, tasks=len(task or [""]))
     if not task:
-        out.show(
-            stored_report(training_options.open_store(), training_options.study), output_options, terminal.print_compare
-        )
-        return
-    out.one_document(output_options, len(task))
-    for name in task:
+        report = stored_report(training_options.store(), training_options.study)
+        out.show(report, output_options, terminal.print_compare)
+    for name in task or []:
         report, _ = collect_report(name, training_options, output_options, OPTIMIZERS, SEEDS)
         out.show(report, output_options, terminal.print_compare)
 

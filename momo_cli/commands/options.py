@@ -1,4 +1,4 @@
-"""The options that commands share: declared once, parsed by Typer, handed over as one object."""
+"""The options that commands share: declared once, read by Typer, and parsed here into values, once."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import sys
 import typing
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Literal
 
 import typer
 
-from momo_cli.errors import UserError
+from momo_cli.errors import UserError, did_you_mean
+from momo_cli.experiment import Experiment
+from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
+from momo_cli.plan.learning_rates import parse_range
 from momo_cli.plan.optimizers import KNOWN
-from momo_cli.plan.settings import AMP, SCHEDULES, Settings
-from momo_cli.search import PRUNERS, SAMPLERS
+from momo_cli.plan.settings import AMP, SCHEDULES
+from momo_cli.report import numbers
+from momo_cli.report.exports import FORMATS, Format, Target
+from momo_cli.search import PRUNERS, SAMPLERS, Search
 from momo_cli.store import DEFAULT_URL, Store
 from momo_cli.task.builtin import BUILTIN
+from momo_cli.task.loading import TaskSource, find_task
 
-_RUNS, _SEARCH, _TRAINING, _STORE, _OUTPUT = "Runs", "Optuna study", "Training", "Stored runs", "Output"
+_TASK, _RUNS, _SEARCH, _TRAINING = "Task", "Runs", "Optuna study", "Training"
+_STORE, _OUTPUT = "Stored runs", "Output"
 
 
-def _starting(known: Any) -> Callable[[str], list[str]]:
+def _starting(known: Iterable[str]) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in known if word.startswith(incomplete)]
 
 
@@ -33,7 +40,8 @@ def task_argument(more: str = "") -> Any:
     builtin = ", ".join(BUILTIN)
     return typer.Argument(
         metavar="[TASK]" if more else "TASK",
-        help=f"module:function, path/to/file.py:function (':build' may be left off), or a built-in task: {builtin}. {more}".rstrip(),
+        help="module:function, path/to/file.py:function (':build' may be left off), or a built-in task: "
+        f"{builtin}. {more}".rstrip(),
         autocompletion=_starting(BUILTIN),
     )
 
@@ -54,8 +62,74 @@ StudyOption = Annotated[
 
 
 @dataclasses.dataclass
-class TrainingOptions:
-    """How runs are trained."""
+class TaskOptions:
+    """How one run of a task is made."""
+
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Keyword argument of the task's function, repeatable.",
+            rich_help_panel=_TASK,
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Training steps of a run. Default: the task's, else one epoch.", rich_help_panel=_TASK
+        ),
+    ] = None
+    epochs: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Passes over the training data instead of --steps.", rich_help_panel=_TASK),
+    ] = None
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="train_loss, val_loss or a metric. Default: val_loss where there is val.",
+            rich_help_panel=_TASK,
+        ),
+    ] = None
+    amp: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(AMP), help="Mixed precision.", rich_help_panel=_TASK, autocompletion=_starting(AMP)
+        ),
+    ] = "off"
+    clip: Annotated[
+        float | None, typer.Option(metavar="NORM", help="Clip the gradient's norm.", rich_help_panel=_TASK)
+    ] = None
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:0,cuda:1 or mps.", rich_help_panel=_TASK)
+    ] = "auto"
+
+    def settings(self) -> Settings:
+        """What changes a run's result."""
+        return Settings(self.steps, self.epochs, amp=self.amp, clip=self.clip, objective=self.objective)
+
+    def source(self, task: str) -> TaskSource:
+        """The task with its arguments: ``--set``, as Python literals where they are ones, else as strings.
+
+        Raises:
+            UserError: There is no such task, or an argument is not KEY=VALUE.
+        """
+        arguments: dict[str, Any] = {}
+        for text in self.set_ or []:
+            key, equals, value = text.partition("=")
+            if not equals or not key.isidentifier():
+                raise UserError(f"--set {text}: write key=value, for instance --set width=128.")
+            try:
+                arguments[key] = ast.literal_eval(value)
+            except (SyntaxError, ValueError):
+                arguments[key] = value
+        return find_task(task, arguments)
+
+
+@dataclasses.dataclass
+class TrainingOptions(TaskOptions):
+    """Which runs are trained, and how."""
 
     optimizer: Annotated[
         list[str] | None,
@@ -67,7 +141,8 @@ class TrainingOptions:
             autocompletion=_starting(KNOWN),
             help="Optimizer, repeatable or comma-separated: "
             + ", ".join(KNOWN)
-            + ", any class of torch.optim in lower case, or package.module:Class; arguments in brackets: 'adamw(weight_decay=0.1)'.",
+            + ", any class of torch.optim in lower case, or package.module:Class; arguments in brackets: "
+            "'adamw(weight_decay=0.1)'.",
         ),
     ] = None
     lrs: Annotated[
@@ -75,8 +150,8 @@ class TrainingOptions:
         typer.Option(
             metavar="LRS",
             rich_help_panel=_RUNS,
-            help="Learning rates: 0.01,0.1,1 or 1e-4:1e1:11 (log-spaced), for one optimizer momo=0.1,1,10 (repeatable). "
-            "Default: 9 values, two per decade, centred on each optimizer's own default.",
+            help="Learning rates: 0.01,0.1,1 or 1e-4:1e1:11 (log-spaced), for one optimizer momo=0.1,1,10 "
+            "(repeatable). Default: 9 values, two per decade, centred on each optimizer's own default.",
         ),
     ] = None
     seeds: Annotated[
@@ -85,25 +160,9 @@ class TrainingOptions:
             metavar="N", min=1, help="Seeds 0 … N-1 for every run.", rich_help_panel=_RUNS, show_default=False
         ),
     ] = None
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Keyword argument of the task's function, repeatable.",
-            rich_help_panel=_RUNS,
-        ),
-    ] = None
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Training steps of a run. Default: the task's, else one epoch.", rich_help_panel=_TRAINING
-        ),
-    ] = None
-    epochs: Annotated[
-        float | None,
-        typer.Option(metavar="N", help="Passes over the training data instead of --steps.", rich_help_panel=_TRAINING),
-    ] = None
+    maximize: Annotated[
+        bool, typer.Option("--maximize", help="Larger values of the objective are better.", rich_help_panel=_TRAINING)
+    ] = False
     schedule: Annotated[
         str,
         typer.Option(
@@ -119,29 +178,6 @@ class TrainingOptions:
             metavar="FRACTION", help="Share of the steps with a rising learning rate.", rich_help_panel=_TRAINING
         ),
     ] = 0.0
-    amp: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(AMP), help="Mixed precision.", rich_help_panel=_TRAINING, autocompletion=_starting(AMP)
-        ),
-    ] = "off"
-    clip: Annotated[
-        float | None, typer.Option(metavar="NORM", help="Clip the gradient's norm.", rich_help_panel=_TRAINING)
-    ] = None
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="train_loss, val_loss or a metric. Default: val_loss where there is val.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
-    maximize: Annotated[
-        bool, typer.Option("--maximize", help="Larger values of the objective are better.", rich_help_panel=_TRAINING)
-    ] = False
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:0,cuda:1 or mps.", rich_help_panel=_TRAINING)
-    ] = "auto"
     together: Annotated[
         str,
         typer.Option(
@@ -164,26 +200,59 @@ class TrainingOptions:
 
     def settings(self) -> Settings:
         """What changes a run's result."""
-        return Settings(
-            self.steps, self.epochs, self.schedule, self.warmup, self.amp, self.clip, self.objective, self.maximize
+        return dataclasses.replace(
+            super().settings(), schedule=self.schedule, warmup=self.warmup, maximize=self.maximize
         )
 
-    def arguments(self) -> dict[str, Any]:
-        """``--set``, as Python literals where they are ones, else as strings."""
-        parsed = {}
-        for text in self.set_ or []:
-            key, equals, value = text.partition("=")
-            if not equals or not key.isidentifier():
-                raise UserError(f"--set {text}: write key=value, for instance --set width=128.")
-            try:
-                parsed[key] = ast.literal_eval(value)
-            except (SyntaxError, ValueError):
-                parsed[key] = value
-        return parsed
+    def optimizers(self, default: str) -> list[OptimizerSpec]:
+        """The optimizers asked for, else ``default``.
 
-    def open_store(self) -> Store:
+        Raises:
+            UserError: A spec is wrong, or there is none.
+        """
+        found = parse_optimizers(self.optimizer or [default])
+        if not found:
+            raise UserError("--optimizer names no optimizer.\nFor instance -o momo,adam.")
+        return found
+
+    def runs(self, default_optimizers: str, default_seeds: int) -> list[RunSpec]:
+        """Every optimizer at every learning rate with every seed.
+
+        Raises:
+            UserError: An optimizer or a learning rate is wrong.
+        """
+        optimizers = self.optimizers(default_optimizers)
+        return grid(optimizers, parse_lrs(self.lrs or [], optimizers), self.seeds or default_seeds)
+
+    def store(self) -> Store:
         """The store that ``--storage`` names."""
         return Store(self.storage)
+
+    def experiment(self, task: str) -> Experiment:
+        """The task, and how its runs are trained and kept.
+
+        Raises:
+            UserError: The task or an option is wrong.
+        """
+        return Experiment(
+            self.source(task),
+            self.settings(),
+            self.store(),
+            device=self.device,
+            study=self.study,
+            fresh=self.fresh,
+            together=self._together(),
+            jobs=self.jobs,
+        )
+
+    def _together(self) -> int | Literal["auto"]:
+        if self.together == "auto":
+            return "auto"
+        if self.together == "off":
+            return 1
+        if not self.together.isdecimal() or int(self.together) < 1:
+            raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
+        return int(self.together)
 
 
 @dataclasses.dataclass
@@ -234,27 +303,46 @@ class SearchOptions:
         ),
     ] = "none"
 
+    def search(self, training: TrainingOptions) -> Search | None:
+        """The study asked for; None where a grid is.
+
+        Raises:
+            UserError: There is no such sampler or pruner, a range is none, or a grid is asked for, too.
+        """
+        if self.trials is None:
+            unused = [flag for flag in ("lr_range", "tune") if getattr(self, flag)]
+            if unused:
+                flag = unused[0].replace("_", "-")
+                raise UserError(f"--{flag} is for an Optuna study: say how many trials with --trials N.")
+            return None
+        if training.lrs:
+            raise UserError(
+                "--lrs and --trials were both given: a study chooses the learning rates.\n"
+                "Give their range with --lr-range LOW:HIGH."
+            )
+        ranges = {}
+        for text in self.tune or []:
+            name, equals, values = text.partition("=")
+            if not equals or not name.isidentifier() or name == "lr":
+                raise UserError(f"--tune {text}: write ARGUMENT=LOW:HIGH, for instance weight_decay=1e-6:1e-1.")
+            ranges[name] = parse_range(values, f"--tune {name}=")
+        return Search(
+            self.trials,
+            one_of("--sampler", self.sampler, SAMPLERS),
+            one_of("--pruner", self.pruner, PRUNERS),
+            parse_range(self.lr_range, "--lr-range ") if self.lr_range else None,
+            ranges,
+        )
+
 
 @dataclasses.dataclass
 class OutputOptions:
-    """What becomes of the result besides the table on the screen."""
+    """What becomes of the result besides the table on the screen.
 
-    json: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|-", help="Everything as JSON; - writes JSON alone to stdout.", rich_help_panel=_OUTPUT
-        ),
-    ] = None
-    csv: Annotated[str | None, typer.Option(metavar="FILE|-", help="The runs as CSV.", rich_help_panel=_OUTPUT)] = (
-        None
-    )
-    markdown: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="The tables as Markdown.", rich_help_panel=_OUTPUT)
-    ] = None
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The plot as .png, .svg or .pdf (extra 'plot').", rich_help_panel=_OUTPUT),
-    ] = None
+    Attributes:
+        targets: Each format asked for, and its file.
+    """
+
     plot_kind: Annotated[
         str,
         typer.Option(
@@ -263,49 +351,107 @@ class OutputOptions:
             rich_help_panel=_OUTPUT,
         ),
     ] = "lr"
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="All of it in one HTML file (extra 'plot').", rich_help_panel=_OUTPUT),
-    ] = None
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.", rich_help_panel=_OUTPUT)] = (
         False
     )
+    targets: tuple[tuple[Format, Target], ...] = ()
 
     @property
     def to_stdout(self) -> bool:
-        """Whether a file format takes stdout, so that everything else goes to stderr."""
-        return "-" in (self.json, self.csv, self.markdown)
+        """Whether a format takes stdout, so that everything else goes to stderr."""
+        return any(target.is_stdout for _, target in self.targets)
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """An option for each format, then its own."""
+        formats = [
+            _parameter(
+                form.name,
+                None,
+                Annotated[str | None, typer.Option(metavar=form.metavar, help=form.help, rich_help_panel=_OUTPUT)],
+            )
+            for form in FORMATS
+        ]
+        return formats + [parameter for parameter in _fields(cls) if parameter.name != "targets"]
+
+    @classmethod
+    def from_given(cls, given: dict[str, Any]) -> OutputOptions:
+        """From the options as typed."""
+        files = {form: given.pop(form.name) for form in FORMATS}
+        kind = given["plot_kind"]
+        return cls(
+            **given, targets=tuple((form, Target(file, kind)) for form, file in files.items() if file is not None)
+        )
+
+
+def one_of(flag: str, word: str, known: Sequence[str]) -> str:
+    """``word``, if it is one of ``known``.
+
+    Raises:
+        UserError: It isn't.
+    """
+    if word not in known:
+        raise UserError(
+            f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\n"
+            f"Write {numbers.names(list(known), 'or')}."
+        )
+    return word
+
+
+def conditions(texts: Iterable[str]) -> dict[str, str]:
+    """``--where COLUMN=VALUE`` as column to value.
+
+    Raises:
+        UserError: It is written otherwise.
+    """
+    found = {}
+    for text in texts:
+        column, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--where {text}: write COLUMN=VALUE.")
+        found[column] = value
+    return found
 
 
 def with_options(*bundles: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of dataclasses; it is called with one object of each, by the class's name in snake case."""
+    """Give a command the options of bundles; it is called with one object of each, by the class's name in snake case.
+
+    A bundle is a dataclass whose fields are options, or a class with ``parameters`` and ``from_given`` of its own.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = inspect.signature(command, eval_str=True)
-        names = {bundle: _snake(bundle.__name__) for bundle in bundles}
-        parameters = [p for p in own.parameters.values() if p.name not in names.values()]
-        for bundle in bundles:
-            hints = typing.get_type_hints(bundle, vars(sys.modules[bundle.__module__]), include_extras=True)
-            for field in dataclasses.fields(bundle):
-                parameters.append(
-                    inspect.Parameter(
-                        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-                    )
-                )
+        names = {_snake(bundle.__name__): bundle for bundle in bundles}
+        options = {
+            name: bundle.parameters() if hasattr(bundle, "parameters") else _fields(bundle)
+            for name, bundle in names.items()
+        }
+        parameters = [parameter for parameter in own.parameters.values() if parameter.name not in names]
+        parameters += itertools.chain(*options.values())
 
         @functools.wraps(command)
         def called(**given: Any) -> Any:
-            for bundle, name in names.items():
-                given[name] = bundle(**{field.name: given.pop(field.name) for field in dataclasses.fields(bundle)})
+            for name, bundle in names.items():
+                mine = {parameter.name: given.pop(parameter.name) for parameter in options[name]}
+                given[name] = bundle.from_given(mine) if hasattr(bundle, "from_given") else bundle(**mine)
             return command(**given)
 
-        ordered = sorted(parameters, key=lambda p: p.kind)
+        ordered = sorted(parameters, key=lambda parameter: parameter.kind)
         called.__signature__ = own.replace(parameters=ordered)  # type: ignore[attr-defined]
-        called.__annotations__ = {p.name: p.annotation for p in ordered}
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
         del called.__wrapped__
         return called
 
     return decorate
+
+
+def _fields(bundle: type) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(bundle, vars(sys.modules[bundle.__module__]), include_extras=True)
+    return [_parameter(field.name, field.default, hints[field.name]) for field in dataclasses.fields(bundle)]
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _snake(name: str) -> str:

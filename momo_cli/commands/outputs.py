@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from momo_cli.commands.options import OutputOptions
 from momo_cli.errors import UserError
@@ -24,83 +22,29 @@ def consoles(outputs: OutputOptions) -> tuple[Console, Console]:
     return (Console(stderr=True, highlight=False) if outputs.to_stdout else Console(highlight=False)), notes
 
 
-def check(outputs: OutputOptions) -> None:
+def check(outputs: OutputOptions, tasks: int = 1) -> None:
     """Find a wrong output file before anything is trained.
 
     Raises:
-        UserError: Two formats want stdout, a folder isn't there, or a plot can't be made.
+        UserError: A file can't be written, two formats want stdout, or a file is to hold several tasks' reports.
     """
-    if [outputs.json, outputs.csv, outputs.markdown].count("-") > 1:
-        raise UserError("Only one of --json, --csv and --markdown can be '-'; give the others a file.")
-    for flag in ("json", "csv", "markdown", "plot", "report"):
-        file = getattr(outputs, flag)
-        if file is not None and str(file) != "-" and not Path(file).absolute().parent.is_dir():
-            raise UserError(f"--{flag} {file}: there is no folder {str(Path(file).parent)!r}.")
-        if file is not None and str(file) != "-":
-            setattr(outputs, flag, type(file)(Path(file).absolute()))  # a task's own code may change the folder
-    if outputs.plot is not None or outputs.report is not None:
-        from momo_cli.report import plot
-
-        plot.check(outputs.plot, outputs.plot_kind)
+    targets = outputs.targets
+    if sum(target.is_stdout for _, target in targets) > 1:
+        first, second = [form.name for form, target in targets if target.is_stdout][:2]
+        raise UserError(f"Only one format can go to stdout: give --{first} or --{second} a file.")
+    for form, target in targets:
+        if tasks > 1:
+            raise UserError(
+                f"--{form.name} holds one task's report, and {tasks} tasks were given: compare them one at a time."
+            )
+        form.check(target)
 
 
-def show(report: Report, outputs: OutputOptions, view: Callable[[Report, Any], None]) -> None:
+def show(report: Report, outputs: OutputOptions, view: Callable[[Report, Console], None]) -> None:
     """Print ``report`` with ``view`` and write the files asked for."""
     screen, notes = consoles(outputs)
     view(report, screen)
-    if outputs.json:
-        import json
-
-        from momo_cli.report import document
-
-        _write(outputs.json, json.dumps(document.to_json(report), indent=1) + "\n")
-    if outputs.csv:
-        write_csv(report, outputs.csv)
-    if outputs.markdown:
-        from momo_cli.report import markdown
-
-        _write(outputs.markdown, markdown.render(report))
-    if outputs.plot:
-        from momo_cli.report import plot
-
-        plot.save(report, outputs.plot, kind=outputs.plot_kind)
-        notes.print(f"Plot: {outputs.plot}")
-    if outputs.report:
-        from momo_cli.report import html
-
-        _write(str(outputs.report), html.render(report))
-        notes.print(f"Report: {outputs.report}")
-
-
-def one_document(outputs: OutputOptions, tasks: int) -> None:
-    """Refuse to write the reports of several tasks to one file.
-
-    Raises:
-        UserError: There are several tasks and a file.
-    """
-    for flag in ("json", "csv", "markdown", "plot", "report"):
-        if tasks > 1 and getattr(outputs, flag) is not None:
-            raise UserError(
-                f"--{flag} holds one task's report, and {tasks} tasks were given: compare them one at a time."
-            )
-
-
-def write_csv(report: Report, file: str) -> None:
-    """Write the report's runs as CSV."""
-    import io
-
-    from momo_cli.report import csv
-
-    buffer = io.StringIO()
-    csv.write(report, buffer)
-    _write(file, buffer.getvalue())
-
-
-def _write(file: str, text: str) -> None:
-    if file == "-":
-        sys.stdout.write(text)
-    else:
-        try:
-            Path(file).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{file} can't be written: {error.strerror}.", code=1) from None
+    for form, target in outputs.targets:
+        form.write(report, target)
+        if form.announced:
+            notes.print(f"{form.name.capitalize()}: {target.file}")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from momo_cli.commands import outputs as out
 from momo_cli.commands.comparing import OPTIMIZERS, SEEDS
-from momo_cli.commands.options import OutputOptions, TrainingOptions, task_argument, with_options
-from momo_cli.commands.running import collect_report, experiment_of, report_of, run, stored_report
-from momo_cli.errors import UserError, did_you_mean
+from momo_cli.commands.options import OutputOptions, TrainingOptions, one_of, task_argument, with_options
+from momo_cli.commands.running import collect_report, report_of, run, stored_report
+from momo_cli.errors import UserError
 from momo_cli.plan import OptimizerSpec, RunSpec
 
 if TYPE_CHECKING:
     from momo_cli.experiment import Experiment
+    from momo_cli.figures import Prefer
     from momo_cli.report import Report
 
 _PREFER = ("robust", "best")
@@ -49,27 +50,26 @@ def recommend(
       momo recommend --prefer best
     """
     from momo_cli.report import terminal
+    from momo_cli.report.advice import advise
 
     out.check(output_options)
-    if prefer not in _PREFER:
-        raise UserError(
-            f"--prefer {prefer}: there is no such value.{did_you_mean(prefer, list(_PREFER))}\nWrite robust or best."
-        )
+    preferred = cast("Prefer", one_of("--prefer", prefer, _PREFER))
     if task is None:
         if extend:
             raise UserError("--extend trains further runs, so it needs the task: momo recommend TASK --extend.")
-        report = stored_report(training_options.open_store(), training_options.study)
+        report = stored_report(training_options.store(), training_options.study)
     else:
         report, experiment = _report(task, training_options, output_options)
         for _ in range(_DECADES if extend else 0):
             report = _extended(report, experiment, output_options)
-    out.show(_advised(report, prefer), output_options, terminal.print_recommendation)
+    report.advice = advise(report, preferred)
+    out.show(report, output_options, terminal.print_recommendation)
 
 
 def _report(task: str, training: TrainingOptions, outputs: OutputOptions) -> tuple[Report, Experiment]:
     """What is stored for the task, unless nothing is or the options ask for runs of their own."""
     if not (training.optimizer or training.lrs or training.seeds or training.fresh):
-        experiment = experiment_of(task, training)
+        experiment = training.experiment(task)
         stored = experiment.stored()
         if any(r.status != "failed" for r in stored.runs()):
             return stored_report(experiment.store, stored.name), experiment
@@ -85,13 +85,13 @@ def _report(task: str, training: TrainingOptions, outputs: OutputOptions) -> tup
 
 def _extended(report: Report, experiment: Experiment, outputs: OutputOptions) -> Report:
     """The report with one more decade for every optimizer whose best LR is at the end of its grid."""
-    from momo_cli.recommendation import next_lrs
+    from momo_cli.report.warnings import beyond
 
     further = [
-        RunSpec(OptimizerSpec.parse(entry["optimizer"]), lr, seed)
-        for entry in report.analysis["optimizers"]
-        for lr in next_lrs(entry, 1.0)
-        for seed in sorted({r.seed for r in report.runs if r.optimizer == entry["optimizer"]})
+        RunSpec(OptimizerSpec.parse(entry.optimizer), lr, seed)
+        for entry in report.figures.optimizers
+        for lr in beyond(entry)
+        for seed in sorted({r.seed for r in report.runs if r.optimizer == entry.optimizer})
     ]
     if not further:
         return report
@@ -102,20 +102,6 @@ def _extended(report: Report, experiment: Experiment, outputs: OutputOptions) ->
     ]
     experiment = dataclasses.replace(experiment, fresh=False)
     return report_of(run(experiment, before + further, outputs), experiment)
-
-
-def _advised(report: Report, prefer: str) -> Report:
-    from momo_cli.recommendation import recommend as advise
-
-    advice = advise(
-        report.analysis,
-        report.runs,
-        prefer=prefer,
-        task=report.task,
-        command=report.command,
-        maximize=report.maximize,  # type: ignore[arg-type]
-    )
-    return dataclasses.replace(report, recommendation=advice)
 
 
 def register(app: typer.Typer) -> None:

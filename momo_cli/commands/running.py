@@ -13,12 +13,11 @@ from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, TrainingOptions
 from momo_cli.errors import UserError
 from momo_cli.experiment import Collected, Experiment
-from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
+from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.runs import Run
 from momo_cli.search import Search, search
 from momo_cli.store import Store
-from momo_cli.task.loading import find_task
 
 if TYPE_CHECKING:
     from momo_cli.report import Report
@@ -37,28 +36,9 @@ def collect_report(
         UserError: Something is wrong, or every run failed (exit code 1).
     """
     out.check(outputs)
-    experiment = experiment_of(task, training)
-    optimizers = parse_optimizers(training.optimizer or [default_optimizers])
-    if not optimizers:
-        raise UserError("--optimizer names no optimizer.\nFor instance -o momo,adam.")
-    specs = grid(optimizers, parse_lrs(training.lrs or [], optimizers), training.seeds or default_seeds)
-    collected = run(experiment, specs, outputs)
+    experiment = training.experiment(task)
+    collected = run(experiment, training.runs(default_optimizers, default_seeds), outputs)
     return report_of(collected, experiment), experiment
-
-
-def experiment_of(task: str, training: TrainingOptions) -> Experiment:
-    """The experiment that the options describe."""
-    source = find_task(task, training.arguments())
-    return Experiment(
-        source,
-        training.settings(),
-        training.open_store(),
-        device=training.device,
-        study=training.study,
-        fresh=training.fresh,
-        together=training.together,
-        jobs=training.jobs,
-    )
 
 
 def search_report(
@@ -70,8 +50,8 @@ def search_report(
         UserError: Something is wrong, or every run failed (exit code 1).
     """
     out.check(outputs)
-    experiment = experiment_of(task, training)
-    optimizers = parse_optimizers(training.optimizer or [default_optimizers])
+    experiment = training.experiment(task)
+    optimizers = training.optimizers(default_optimizers)
     seeds = training.seeds or 1
     with _display(experiment, outputs, len(optimizers) * asked.trials * seeds) as display:
         found = search(experiment, optimizers, asked, seeds, display)
@@ -159,7 +139,6 @@ def _report(
     from momo_cli import figures
     from momo_cli.report import Report
 
-    maximize = bool(key["settings"]["maximize"])
     seeds = 1 + max((run.seed for run in runs), default=0)
     if command is not None and seeds > 1:
         command += f" --seeds {seeds}"
@@ -167,14 +146,19 @@ def _report(
         task=key["task"],
         study=study,
         objective=objective,
-        maximize=maximize,
         runs=runs,
-        analysis=figures.analyze(runs, maximize=maximize),
+        figures=figures.analyze(runs, maximize=bool(key["settings"]["maximize"]), sampled=_is_sample(key)),
         settings={**key["set"], **Settings.given(key["settings"])},
         lines=lines,
         command=command,
         default_lrs=default_lrs(runs, imported=command is None),
     )
+
+
+def _is_sample(key: dict[str, Any]) -> bool:
+    """Whether the learning rates of a key's runs are an Optuna study's, which draws them."""
+    search = key.get("search")
+    return search is not None and search["sampler"] != "grid"
 
 
 def _metric_hint(objective: str, maximize: bool) -> list[str]:

@@ -7,8 +7,6 @@ import typer
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, SearchOptions, TaskArgument, TrainingOptions, with_options
 from momo_cli.commands.running import collect_report, search_report
-from momo_cli.errors import UserError
-from momo_cli.search import Search
 
 _DEFAULT = "momo,sgd-m"  # Momo beside its baseline, whose step is Momo's when capped, on the same learning rates
 
@@ -33,20 +31,10 @@ def sweep(
     """
     from momo_cli.report import terminal
 
-    if search_options.trials is None:
-        unused = [flag for flag in ("lr_range", "tune") if getattr(search_options, flag)]
-        if unused:
-            raise UserError(
-                f"--{unused[0].replace('_', '-')} is for an Optuna study: say how many trials with --trials N."
-            )
+    asked = search_options.search(training_options)
+    if asked is None:
         report, _ = collect_report(task, training_options, output_options, _DEFAULT, default_seeds=1)
     else:
-        if training_options.lrs:
-            raise UserError(
-                "--lrs and --trials were both given: a study chooses the learning rates.\nGive their range with --lr-range LOW:HIGH."
-            )
-        options = search_options
-        asked = Search.parse(options.trials, options.sampler, options.pruner, options.lr_range, options.tune or [])
         report = search_report(task, training_options, output_options, _DEFAULT, asked)
     out.show(report, output_options, terminal.print_sweep)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import OutputOptions, StorageOption, StudyOption, with_options
+from momo_cli.commands.options import OutputOptions, StorageOption, StudyOption, conditions, with_options
 from momo_cli.commands.running import stored_report
 from momo_cli.errors import UserError
 from momo_cli.plan import Settings
@@ -50,25 +50,32 @@ def import_(
 
       momo import runs.csv --optimizer-col name --lr-col lr --value-col val_acc --maximize
     """
-    from momo_cli.importing import read_csv
+    from momo_cli.interchange.reading import read_csv
     from momo_cli.report import terminal
 
     out.check(output_options)
-    conditions = {}
-    for text in where or []:
-        column, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--where {text}: write COLUMN=VALUE.")
-        conditions[column] = value
-    columns = {
+    kept = conditions(where or [])
+    optimizer_cols = optimizer_col or ["optimizer"]
+    runs, notes = read_csv(
+        file,
+        lr_col=lr_col,
+        optimizer_cols=optimizer_cols,
+        value_col=value_col,
+        seed_col=seed_col,
+        epoch_col=epoch_col,
+        where=kept,
+        initial=initial,
+    )
+    chosen = {
         "lr_col": lr_col,
-        "optimizer_cols": optimizer_col or ["optimizer"],
+        "optimizer_cols": optimizer_cols,
         "value_col": value_col,
         "seed_col": seed_col,
         "epoch_col": epoch_col,
+        "where": kept,
+        "initial": initial,
     }
-    runs, notes = read_csv(file, **columns, where=conditions, initial=initial)
-    chosen = {name: value for name, value in {**columns, "where": conditions, "initial": initial}.items() if value}
+    chosen = {name: value for name, value in chosen.items() if value}
     settings = Settings().key() | {"objective": value_col, "maximize": maximize}
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     store = Store(storage)
@@ -96,10 +103,14 @@ def export(
     """
     if file in BUILTIN or ":" in file or file.endswith(".py"):
         raise UserError(
-            f"{file} is a task, and export takes the file to write.\nThe task's study is chosen with --study NAME; momo list shows them."
+            f"{file} is a task, and export takes the file to write.\n"
+            f"The task's study is chosen with --study NAME; momo list shows them."
         )
+    from momo_cli.report.exports import FORMATS, Target
+
+    [csv] = [form for form in FORMATS if form.name == "csv"]
     report = stored_report(Store(storage), study)
-    out.write_csv(report, file)
+    csv.write(report, Target(file))
     if file != "-":
         print(f"Wrote {len(report.runs)} runs of {report.task} ({report.study}) to {file}.", file=sys.stderr)
 

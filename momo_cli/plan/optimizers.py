@@ -1,4 +1,4 @@
-"""Optimizers by name: ``momo``, ``adamw(weight_decay=0.1)``, any class of ``torch.optim``, or ``package.module:Class``."""
+"""Optimizers by name: ``momo``, ``adamw(weight_decay=0.1)``, any class of ``torch.optim``, ``package.module:Class``."""
 
 from __future__ import annotations
 
@@ -36,6 +36,21 @@ KNOWN: dict[str, Known] = {
     "adam": Known("torch.optim:Adam", 1e-3),
     "adamw": Known("torch.optim:AdamW", 1e-3),
 }
+
+
+#: Momo's methods by name; their classes, as ``momo:Momo``, count too.
+MOMO_METHODS = ("momo", "momo-adam", "momo-star", "momo-adam-star", "momo-muon")
+
+
+def is_momo(label: str) -> bool:
+    """Whether a spec, as typed, names one of Momo's methods.
+
+    >>> [is_momo(spec) for spec in ("momo", "momo-adam(lb=-1)", "momo:MomoAdam", "adam", "mine:Momo")]
+    [True, True, True, False, False]
+    """
+    name = label.split("(")[0].strip()
+    module, _, cls = name.partition(":")
+    return name in MOMO_METHODS or (module.split(".")[0] == "momo" and cls.startswith("Momo"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +112,8 @@ class OptimizerSpec:
                 names = list(KNOWN) + sorted(by_name)
                 raise UserError(
                     f"There is no optimizer {self.name!r}.{did_you_mean(self.name, names)}\n"
-                    f"Known: {', '.join(KNOWN)}, any class of torch.optim by its lower-case name, or package.module:Class."
+                    f"Known: {', '.join(KNOWN)}, any class of torch.optim by its lower-case name, or "
+                    "package.module:Class."
                 )
             path = f"torch.optim:{by_name[path]}"
         module_name, _, class_name = path.partition(":")
@@ -106,7 +122,8 @@ class OptimizerSpec:
         except ImportError as error:
             missing = getattr(error, "name", None) or module_name
             raise UserError(
-                f"--optimizer {self.label}: the module {missing!r} can't be imported.\nInstall it, or put its folder on PYTHONPATH."
+                f"--optimizer {self.label}: the module {missing!r} can't be imported.\n"
+                "Install it, or put its folder on PYTHONPATH."
             ) from None
         loaded = getattr(module, class_name, None)
         if loaded is None:
@@ -122,7 +139,7 @@ class OptimizerSpec:
     ) -> torch.optim.Optimizer:
         """The optimizer over ``parameters`` at learning rate ``lr``; ``extra`` are further tuned arguments."""
         loaded, arguments = self.load()
-        return loaded(parameters, lr=lr, **(arguments | (extra or {})))
+        return loaded(parameters, **{"lr": lr, **arguments, **(extra or {})})
 
     def check(self, lr: float, extra: dict[str, float] | None = None) -> None:
         """Build the optimizer over one small parameter, to find a wrong argument before any run starts.
@@ -131,7 +148,7 @@ class OptimizerSpec:
             UserError: The class can't be built with these arguments.
         """
         if self.name in KNOWN and not self.arguments and not extra:
-            return  # nothing of the user's to be wrong; and torch's first optimizer costs a second, which stacks do without
+            return  # nothing of the user's to be wrong; and torch's first optimizer costs a second that stacks save
         import torch
 
         try:

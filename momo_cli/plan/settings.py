@@ -48,7 +48,8 @@ class Settings:
         for flag, word, known in (("--schedule", self.schedule, SCHEDULES), ("--amp", self.amp, AMP)):
             if word not in known:
                 raise UserError(
-                    f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\nWrite {', '.join(known)}."
+                    f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\n"
+                    f"Write {', '.join(known)}."
                 )
         if self.maximize and self.objective in ("train_loss", "val_loss"):
             raise UserError(

@@ -1,11 +1,39 @@
-"""What is reported, and one file for each form of it: terminal, JSON, CSV, Markdown, plots, HTML."""
+"""The words and the pictures for the figures: on a terminal, and one file for each format of it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from momo_cli.runs import Run
+
+if TYPE_CHECKING:
+    from momo_cli.figures import Figures, GoodRange
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """A recommendation in words.
+
+    Attributes:
+        optimizer: The optimizer to use.
+        lr: Its learning rate.
+        best_lr: The learning rate of the optimizer's best value.
+        good_range: The optimizer's good range.
+        expected: The value to expect at ``lr``.
+        because: The reasons, in full sentences.
+        warnings: Where the evidence is thin, in full sentences.
+        code: The lines to paste.
+    """
+
+    optimizer: str
+    lr: float
+    best_lr: float
+    good_range: GoodRange
+    expected: float
+    because: list[str]
+    warnings: list[str]
+    code: str
 
 
 @dataclasses.dataclass
@@ -16,10 +44,9 @@ class Report:
         task: The task as typed.
         study: Name of the study that stores the runs.
         objective: Name of the value that is compared.
-        maximize: Whether larger is better.
         runs: The runs.
-        analysis: From :func:`momo_cli.figures.analyze`.
-        recommendation: From :func:`momo_cli.recommendation.recommend`, where one was asked for.
+        figures: From :func:`momo_cli.figures.analyze`.
+        advice: From :func:`momo_cli.report.advice.advise`, where a recommendation was asked for.
         settings: How the runs were trained, name to value.
         lines: Notes to show with it (what was reused, what an import did).
         command: The command line that adds runs to this study, without ``-o`` and ``--lrs`` (as
@@ -30,11 +57,32 @@ class Report:
     task: str
     study: str
     objective: str
-    maximize: bool
     runs: list[Run]
-    analysis: dict[str, Any]
-    recommendation: dict[str, Any] | None = None
+    figures: Figures
+    advice: Advice | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     lines: list[str] = dataclasses.field(default_factory=list)
     command: str | None = None
     default_lrs: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def maximize(self) -> bool:
+        """Whether larger values are better."""
+        return self.figures.maximize
+
+    @property
+    def knows_initial(self) -> bool:
+        """Whether some run knows its value before training."""
+        from momo_cli.figures import counts, is_finite
+
+        return any(is_finite(run.initial) for run in self.runs if counts(run))
+
+    def seeds(self, optimizer: str | None = None) -> int:
+        """The smallest number of seeds that any learning rate has (of one optimizer, or of all); 0 without runs."""
+        from momo_cli.figures import counts
+
+        seeds: dict[tuple[str, float], set[int]] = {}
+        for run in self.runs:
+            if counts(run) and optimizer in (None, run.optimizer):
+                seeds.setdefault((run.optimizer, run.lr), set()).add(run.seed)
+        return min(map(len, seeds.values()), default=0)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from momo_cli.errors import UserError
-from momo_cli.report import Report, formats, plot, sentences, tables
+from momo_cli.report import Report, conclusions, numbers, plot, tables
+from momo_cli.report.exports import Target
+from momo_cli.report.warnings import warnings
 
 CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { color: #1a1a1a; background: #fff }
 h1 { font-size: 1.4rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin-top: 2rem }
 .lead { font-size: 1.1rem } .note { color: #555 } .warning { border-left: 4px solid #d55e00; padding-left: .7rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .55rem; text-align: right; white-space: nowrap } th:first-child, td:first-child { text-align: left }
-thead th { border-bottom: 1px solid #888; font-weight: 600 } .b { font-weight: 700 } .i { color: #555; font-size: .85em }
-.best { background: #41ab5d } .good { background: #a1d99b } .fair { background: #fee08b } .poor { background: #fdae61 } .diverged { background: #f4a5a0 }
+th, td { padding: .25rem .55rem; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+thead th { border-bottom: 1px solid #888; font-weight: 600 }
+.b { font-weight: 700 } .i { color: #555; font-size: .85em }
+.best { background: #41ab5d } .good { background: #a1d99b } .fair { background: #fee08b }
+.poor { background: #fdae61 } .diverged { background: #f4a5a0 }
 pre { background: #f4f4f4; padding: .7rem; overflow-x: auto } img { max-width: 100%; height: auto }
 """
 
@@ -29,36 +36,45 @@ PICTURES = {
 }
 
 
-def render(report: Report) -> str:
+def check(target: Target) -> None:
+    """Find out before any training whether the pictures can be drawn.
+
+    Raises:
+        UserError: matplotlib isn't installed.
+    """
+    plot.check_library()
+
+
+def render(report: Report, target: Target | None = None) -> str:
     """The sentence, the tables, the plots, the settings and the versions, as one file.
 
     Raises:
         UserError: matplotlib isn't installed.
     """
-    plot.check()
+    plot.check_library()
     strip = tables.strip(report)
-    said = sentences.conclusions(report)
-    advice = report.recommendation
+    said = conclusions.conclusions(report)
+    advice = report.advice
     if advice is not None:
-        lead = f"Use {advice['optimizer']} with a learning rate of {formats.number(advice['lr'], 4)}."
+        lead = f"Use {advice.optimizer} with a learning rate of {numbers.number(advice.lr, 4)}."
     else:
         lead, said = (said[0], said[1:]) if said else ("No run ended with a finite value.", [])
     parts = [
         f"<h1>{escape(report.task)}</h1>",
-        _paragraph(sentences.heading(report), "note"),
+        _paragraph(conclusions.heading(report), "note"),
         _paragraph(lead, "lead b"),
     ]
     if advice is not None:
-        parts += [f"<pre>{escape(advice['code'])}</pre>", *map(_paragraph, advice["because"])]
-    parts += [_paragraph(line) for line in said if advice is None or line not in advice["because"]]
-    warnings = list(advice["warnings"]) if advice is not None else []
-    warnings += [line for line in sentences.warnings(report) if line not in warnings]
-    parts += [_paragraph(f"Warning: {line}", "warning") for line in warnings]
+        parts += [f"<pre>{escape(advice.code)}</pre>", *map(_paragraph, advice.because)]
+    parts += [_paragraph(line) for line in said if advice is None or line not in advice.because]
+    warned = [] if advice is None else advice.warnings
+    warned = warned + [line for line in warnings(report) if line not in warned]
+    parts += [_paragraph(f"Warning: {line}", "warning") for line in warned]
     parts += [
         "<h2>Learning rates</h2>",
         _strip(report, strip),
         "<h2>Figures</h2>",
-        _figures(strip.optimizers, tables.long_figures(report)),
+        _figures(strip.optimizers, tables.columns(report)),
     ]
     parts += _pictures(report)
     parts += [
@@ -69,7 +85,8 @@ def render(report: Report) -> str:
     ]
     parts += [_paragraph(line, "note") for line in report.lines]
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(report.task)}: learning rates</title>\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{escape(report.task)}: learning rates</title>\n"
         f"<style>{CSS}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
 
@@ -82,10 +99,8 @@ def versions() -> dict[str, str]:
     """
     found = {"Python": platform.python_version()}
     for name in ("momo-opt", "torch", "optuna", "numpy"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     return found
 
 
@@ -93,7 +108,7 @@ def _paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
-def _pairs(pairs: dict[str, object]) -> str:
+def _pairs(pairs: Mapping[str, object]) -> str:
     rows = "".join(f"<tr><td>{escape(str(key))}</td><td>{escape(str(value))}</td></tr>" for key, value in pairs.items())
     return f"<table><tbody>{rows}</tbody></table>"
 
@@ -105,14 +120,14 @@ def _table(header: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _strip(report: Report, strip: tables.Strip) -> str:
-    places = formats.decimals(tables.best_of_all(report), report.analysis["initial"])
+    places = numbers.decimals(tables.best_of_all(report), report.figures.initial)
 
     def cell(name: str, column: float) -> str:
         found = strip.cells.get((name, column))
         if found is None:
             return "<td></td>"
         text = (
-            "✗" if found.level == "diverged" else formats.fixed(found.value, places) + ("✗" if found.diverged else "")
+            "✗" if found.level == "diverged" else numbers.fixed(found.value, places) + ("✗" if found.diverged else "")
         )
         mark = "*" if found.best else ""
         return f'<td class="{found.level}{" b" if found.best else ""}">{text}{mark}</td>'
@@ -121,7 +136,10 @@ def _strip(report: Report, strip: tables.Strip) -> str:
         f"<td>{escape(name)}</td>" + "".join(cell(name, column) for column in strip.columns)
         for name in strip.optimizers
     ]
-    legend = "* the optimizer's best; ✗ diverged (beside a value: some seeds). Green: within 5 % of the way from the best of all to the start; yellow: within 25 %."
+    legend = (
+        "* the optimizer's best; ✗ diverged (beside a value: some seeds). Green: within 5 % of the way from the best "
+        "of all to the start; yellow: within 25 %."
+    )
     return _table(["LR", *map(strip.title, strip.columns)], rows) + _paragraph(legend, "note")
 
 
@@ -134,7 +152,10 @@ def _figures(optimizers: Sequence[str], columns: Sequence[tables.Column]) -> str
     rows = [
         f"<td>{escape(name)}</td>" + "".join(cell(column, i) for column in columns) for i, name in enumerate(optimizers)
     ]
-    legend = "* best of its column. Small: 95 % bootstrap interval over seeds. ! the best is at an end of the grid; ≥ the good range runs off the grid."
+    legend = (
+        "* best of its column. Small: 95 % interval over seeds. ! the best is at an end of the grid; "
+        "≥ the good range runs off the grid."
+    )
     return _table(["", *(column.title for column in columns)], rows) + _paragraph(legend, "note")
 
 

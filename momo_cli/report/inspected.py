@@ -28,7 +28,8 @@ def print_inspection(task: str, seen: Inspection, console: Console) -> None:
         ("data", f"{train}, {val}"),
         (
             "run",
-            f"{seen.steps:,} steps, about {seen.steps * seen.step_seconds:.2g} s on {seen.device} ({1e3 * seen.step_seconds:.2g} ms a step)",
+            f"{seen.steps:,} steps, about {seen.steps * seen.step_seconds:.2g} s on {seen.device} "
+            f"({1e3 * seen.step_seconds:.2g} ms a step)",
         ),
         (
             "memory",
@@ -42,7 +43,8 @@ def print_inspection(task: str, seen: Inspection, console: Console) -> None:
         ("objective", f"{seen.objective}, {_number(seen.initial)} before the first step"),
         (
             "loss",
-            f"{_number(seen.train_loss)} before the first step, {_number(seen.losses[-1])} after {len(seen.losses)} steps of momo at lr 1",
+            f"{_number(seen.train_loss)} before the first step, {_number(seen.losses[-1])} after {len(seen.losses)} "
+            "steps of momo at lr 1",
         ),
     ]
     for name, text in rows:
@@ -60,11 +62,12 @@ def _findings(seen: Inspection) -> list[str]:
         ]
     if min(losses) < 0:
         return [
-            f"The loss was negative ({min(losses):.4g}): give Momo's methods a lower bound of it, as in -o 'momo(lb=-10)', or use momo-star."
+            f"The loss was negative ({min(losses):.4g}): give Momo's methods a lower bound of it, as in "
+            "-o 'momo(lb=-10)', or use momo-star."
         ]
     return [
-        f"The loss was not negative in these {len(seen.losses)} steps. The lower bound lb=0 of Momo's methods holds if it can never be "
-        "(cross-entropy and squared errors can't; a log-likelihood of a density can)."
+        f"The loss was not negative in these {len(seen.losses)} steps. The lower bound lb=0 of Momo's methods holds if "
+        "it can never be (cross-entropy and squared errors can't; a log-likelihood of a density can)."
     ]
 
 

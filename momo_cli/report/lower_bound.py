@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from momo_cli import figures
-from momo_cli.report import formats
+from momo_cli.figures import is_finite
+from momo_cli.plan.optimizers import is_momo
+from momo_cli.report import numbers
 from momo_cli.runs import Run
 
 
@@ -19,7 +20,15 @@ def lowest_loss(runs: Sequence[Run]) -> float | None:
     -1.0
     """
     losses = [run.train_loss for run in runs] + [loss for run in runs for _, loss in run.curve]
-    return min((loss for loss in losses if figures.is_finite(loss)), default=None)
+    return min((loss for loss in losses if loss is not None and is_finite(loss)), default=None)
+
+
+def went_below(runs: Sequence[Run], optimizer: str) -> bool:
+    """Whether a loss of the optimizer's own runs went below 0."""
+    own = [run for run in runs if run.optimizer == optimizer]
+    lowest = lowest_loss(own)
+    values = [run.val_loss for run in own if run.val_loss is not None and is_finite(run.val_loss)]
+    return min([*values, *([] if lowest is None else [lowest])], default=0.0) < 0
 
 
 def level_of_loss(runs: Sequence[Run], optimizer: str) -> float | None:
@@ -33,7 +42,7 @@ def level_of_loss(runs: Sequence[Run], optimizer: str) -> float | None:
     2.0
     """
     own = [r for r in runs if r.optimizer == optimizer and r.status == "ok" and len(r.curve) >= 8]
-    own = [run for run in own if all(figures.is_finite(loss) for _, loss in run.curve)]
+    own = [run for run in own if all(is_finite(loss) for _, loss in run.curve)]
     if not own:
         return None
     run = min(own, key=lambda run: run.curve[-1][1])
@@ -46,30 +55,32 @@ def level_of_loss(runs: Sequence[Run], optimizer: str) -> float | None:
 
 def lower_bound_advice(runs: Sequence[Run], optimizer: str) -> str:
     """What to do about Momo's lower bound ``lb`` (0 unless set): where the loss went below it, or stayed far above."""
-    if not figures.is_momo(optimizer) or re.search(r"\blb\s*=", optimizer):
+    if not is_momo(optimizer) or re.search(r"\blb\s*=", optimizer):
         return ""
-    lowest = lowest_loss([run for run in runs if figures.is_momo(run.optimizer)])
+    lowest = lowest_loss([run for run in runs if is_momo(run.optimizer)])
     if lowest is not None and lowest < 0:
         return (
-            f"The training loss went below 0 (to {formats.number(lowest)}), but {optimizer} takes 0 for its lower bound and stops "
-            f"there: set lb to a value that the loss can't go below, as in -o '{_with_argument(optimizer, 'lb=…')}'."
+            f"The training loss went below 0 (to {numbers.number(lowest)}), but {optimizer} takes 0 for its lower "
+            "bound and stops there: set lb to a value that the loss can't go below, as in "
+            f"-o '{_with_argument(optimizer, 'lb=…')}'."
         )
     level = None if "star" in optimizer or "use_fstar" in optimizer else level_of_loss(runs, optimizer)
     if level is not None:
         return (
-            f"The training loss levelled off at about {formats.number(level)}, clearly above the lower bound of 0 that {optimizer} "
-            f"takes: use_fstar=True estimates the bound (-o '{_with_argument(optimizer, 'use_fstar=True')}'), or set lb."
+            f"The training loss levelled off at about {numbers.number(level)}, clearly above the lower bound of 0 that "
+            f"{optimizer} takes: use_fstar=True estimates the bound "
+            f"(-o '{_with_argument(optimizer, 'use_fstar=True')}'), or set lb."
         )
     return ""
 
 
-def lower_bound_comment(runs: Sequence[Run], optimizer: str, lr: float) -> str:
+def lower_bound_comment(runs: Sequence[Run], optimizer: str) -> str:
     """The same as a comment for the line of code."""
     if not lower_bound_advice(runs, optimizer):
         return ""
-    lowest = lowest_loss([run for run in runs if figures.is_momo(run.optimizer)])
+    lowest = lowest_loss([run for run in runs if is_momo(run.optimizer)])
     if lowest is not None and lowest < 0:
-        return f"add lb=…, below every value of the loss (seen: {formats.number(lowest)})"
+        return f"add lb=…, below every value of the loss (seen: {numbers.number(lowest)})"
     return "add use_fstar=True, or lb=… if you know how low the loss can go"
 
 

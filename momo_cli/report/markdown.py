@@ -5,36 +5,38 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from momo_cli.report import Report, formats, sentences, tables
+from momo_cli.report import Advice, Report, conclusions, numbers, tables
+from momo_cli.report.exports import Target
+from momo_cli.report.warnings import warnings
 
 
-def render(report: Report) -> str:
+def render(report: Report, target: Target | None = None) -> str:
     """The sentence, the tables, what follows and what is doubtful."""
     strip = tables.strip(report)
     parts = [
         f"## {text(report.task)}: learning rates",
-        f"{text(sentences.heading(report))}. **Bold**: best; ✗: diverged.",
+        f"{text(conclusions.heading(report))}. **Bold**: best; ✗: diverged.",
         _strip(report, strip),
-        _figures(strip.optimizers, tables.long_figures(report)),
+        _figures(strip.optimizers, tables.columns(report)),
     ]
-    if report.recommendation is not None:
-        parts += recommendation(report.recommendation)
-    parts += [text(line) for line in sentences.conclusions(report)]
-    warned = [] if report.recommendation is None else report.recommendation["warnings"]
-    parts += [f"> **Warning:** {_quoted(line)}" for line in sentences.warnings(report) if line not in warned]
+    if report.advice is not None:
+        parts += recommendation(report.advice)
+    parts += [text(line) for line in conclusions.conclusions(report)]
+    warned = [] if report.advice is None else report.advice.warnings
+    parts += [f"> **Warning:** {_quoted(line)}" for line in warnings(report) if line not in warned]
     if report.settings:
         parts.append("Settings: " + ", ".join(f"`{_code(f'{key}={value}')}`" for key, value in report.settings.items()))
     parts += [text(line) for line in report.lines]
     return "\n\n".join(parts) + "\n"
 
 
-def recommendation(advice: dict) -> list[str]:
+def recommendation(advice: Advice) -> list[str]:
     """What to use, the code, why, and what is doubtful."""
     return [
-        f"**Use {text(advice['optimizer'])} with a learning rate of {formats.number(advice['lr'], 4)}.**",
-        f"```python\n{advice['code'].replace('```', '')}\n```",
-        *(text(line) for line in advice["because"]),
-        *(f"> **Warning:** {_quoted(line)}" for line in advice["warnings"]),
+        f"**Use {text(advice.optimizer)} with a learning rate of {numbers.number(advice.lr, 4)}.**",
+        f"```python\n{advice.code.replace('```', '')}\n```",
+        *(text(line) for line in advice.because),
+        *(f"> **Warning:** {_quoted(line)}" for line in advice.warnings),
     ]
 
 
@@ -66,7 +68,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _strip(report: Report, strip: tables.Strip) -> str:
     """Rows are learning rates where the optimizers' grids differ so much that the columns would be mostly empty."""
-    places = formats.decimals(tables.best_of_all(report), report.analysis["initial"])
+    places = numbers.decimals(tables.best_of_all(report), report.figures.initial)
 
     def cell(name: str, column: float) -> str:
         found = strip.cells.get((name, column))
@@ -74,7 +76,7 @@ def _strip(report: Report, strip: tables.Strip) -> str:
             return ""
         if found.level == "diverged":
             return "✗"
-        value = formats.fixed(found.value, places)
+        value = numbers.fixed(found.value, places)
         return (f"**{value}**" if found.best else value) + ("✗" if found.diverged else "")
 
     if len(strip.columns) > 12:

@@ -9,18 +9,18 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from momo_cli import figures
 from momo_cli.errors import UserError, did_you_mean
-from momo_cli.report import Report, formats, sentences, tables
+from momo_cli.figures import OptimizerFigures, counts, is_finite, value_intervals
+from momo_cli.report import Report, numbers, tables
+from momo_cli.report.exports import Target
 from momo_cli.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Kind = Literal["lr", "curves", "steps"]
 KINDS = ("lr", "curves", "steps")
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -29,9 +29,8 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 #: Text in an SVG stays text, and the same report gives the same file.
-STYLE = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "momo",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,60 +41,62 @@ STYLE = {
 }
 
 
-def check(path: str | Path | None = None, kind: str = "lr") -> None:
-    """Finds out before any training whether a plot can be made.
+def check(target: Target) -> None:
+    """Find out before any training whether a plot can be made.
 
     Raises:
         UserError: matplotlib isn't installed, the file's ending isn't one of a picture, or there is no such kind.
     """
-    if kind not in KINDS:
+    if target.plot_kind not in KINDS:
+        known = list(KINDS)
         raise UserError(
-            f"--plot-kind {kind}: there is no such plot.{did_you_mean(kind, list(KINDS))}\nKinds: {', '.join(KINDS)}."
+            f"--plot-kind {target.plot_kind}: there is no such plot.{did_you_mean(target.plot_kind, known)}\n"
+            f"Kinds: {', '.join(known)}."
         )
-    if path is not None and Path(path).suffix.lower() not in SUFFIXES:
-        raise UserError(f"--plot {path}: the name must end in {formats.names(list(SUFFIXES), 'or')}.")
+    if Path(target.file).suffix.lower() not in SUFFIXES:
+        raise UserError(f"--plot {target.file}: the name must end in {numbers.names(list(SUFFIXES), 'or')}.")
+    check_library()
+
+
+def check_library() -> None:
+    """Find out whether plots can be made at all.
+
+    Raises:
+        UserError: matplotlib isn't installed.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UserError("Plots need matplotlib. Install it with:  pip install 'momo-opt[plot]'") from None
 
 
-def save(report: Report, path: str | Path, kind: str = "lr") -> None:
-    """Draws one plot into a file; its ending says whether as PNG, SVG or PDF.
-
-    Args:
-        report: What to draw.
-        path: The file.
-        kind: ``lr``: final value against learning rate. ``curves``: loss over the steps. ``steps``: the step size
-            taken against its cap, for Momo's methods.
+def render(report: Report, target: Target) -> bytes:
+    """A plot as PNG, SVG or PDF, as the file's ending says; see :data:`KINDS` and :func:`draw`.
 
     Raises:
         UserError: See :func:`check`; or the runs don't hold what the plot shows.
     """
-    check(path, kind)
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        figure = draw(report, kind)
-        _write(figure, path, Path(path).suffix.lower()[1:])
+    check(target)
+    return _drawn(report, target.plot_kind, Path(target.file).suffix.lower()[1:])
 
 
 def svg(report: Report, kind: str) -> str:
     """The same as the text of an SVG, to be embedded."""
-    check(None, kind)
+    return _drawn(report, kind, "svg").decode()
+
+
+def _drawn(report: Report, kind: str, form: str) -> bytes:
     import matplotlib
 
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"momo {kind}"}):
-        file = io.StringIO()
-        _write(draw(report, kind), file, "svg")
+    style: Any = STYLE | {"svg.hashsalt": f"momo {kind}"}
+    with matplotlib.rc_context(style):
+        file = io.BytesIO()
+        if form == "png":
+            draw(report, kind).savefig(file, format=form, dpi=160)
+        else:  # without the date, so that the same report gives the same file
+            metadata = {"Date" if form == "svg" else "CreationDate": None}
+            draw(report, kind).savefig(file, format=form, metadata=metadata)
     return file.getvalue()
-
-
-def _write(figure: Figure, file: Any, form: str) -> None:
-    if form == "png":
-        figure.savefig(file, format=form, dpi=160)
-    else:  # without the date, so that the same report gives the same file
-        figure.savefig(file, format=form, metadata={"Date" if form == "svg" else "CreationDate": None})
 
 
 def draw(report: Report, kind: str) -> Figure:
@@ -136,41 +137,39 @@ def _look(i: int) -> dict[str, Any]:
 
 def draw_lr(report: Report) -> Figure:
     """The stability plot: ℓ(η) with its interval for each optimizer; ℓ0; below, each one's good range."""
-    entries = report.analysis["optimizers"]
-    if not any(value is not None for entry in entries for value in entry["values"]):
+    entries = report.figures.optimizers
+    initial = report.figures.initial
+    if initial is None or not any(entry.curve for entry in entries):
         raise UserError("There is nothing to plot: no run ended with a finite value.", code=1)
     figure = _new_figure(6.4, 4.0 + 0.22 * len(entries))
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 0.3 + 0.22 * len(entries)])
-    spreads = figures.value_intervals(report.runs, maximize=report.maximize)
+    spreads = value_intervals(report.runs, maximize=report.maximize)
     strip = tables.strip(report)
     handles = []
     for i, entry in enumerate(entries):
-        points = [(lr, value) for lr, value in zip(entry["lrs"], entry["values"]) if value is not None and lr > 0]
+        points = entry.curve
         look = _look(i)
         [line] = top.plot(*zip(*points), **look, markerfacecolor="white") if points else [None]
         if line is None:
             continue
-        handles.append((line, label(entry["optimizer"])))
-        shade = [row for row in spreads.get(entry["optimizer"], []) if row[1] is not None]
+        handles.append((line, label(entry.optimizer)))
+        shade = [(lr, spread.low, spread.high) for lr, spread in spreads[entry.optimizer] if spread.low is not None]
         if shade:
             top.fill_between(*zip(*shade), color=look["color"], alpha=0.18, linewidth=0)
         lost = [
             (lr, value) for lr, value in points
-            if (cell := strip.cells.get((entry["optimizer"], lr))) and cell.level == "diverged"
+            if (cell := strip.cells.get((entry.optimizer, lr))) and cell.level == "diverged"
         ]  # fmt: skip
         if lost:
             top.plot(*zip(*lost), linestyle="", marker="x", color=look["color"], markersize=9, markeredgewidth=2)
-        if entry["best_lr"] is not None:
-            top.plot(
-                entry["best_lr"], entry["best"], linestyle="", marker=look["marker"], color=look["color"], zorder=5
-            )
+        if entry.best_lr is not None:
+            top.plot(entry.best_lr, entry.best, linestyle="", marker=look["marker"], color=look["color"], zorder=5)
         _mark_range(below, entry, i, look["color"])
     top.set_xscale("log")
-    values = [value for entry in entries for value in entry["values"] if value is not None]
-    initial = report.analysis["initial"]
+    values = [value for entry in entries for _, value in entry.curve]
     top.axhline(initial, color="0.45", linewidth=1, linestyle=(0, (2, 2)))
-    known = "before training" if sentences.knows_initial(report.runs) else "worst"
-    top.annotate(f"ℓ0 = {formats.number(initial)} ({known})", (0.005, initial), xycoords=("axes fraction", "data"),
+    known = "before training" if report.knows_initial else "worst"
+    top.annotate(f"ℓ0 = {numbers.number(initial)} ({known})", (0.005, initial), xycoords=("axes fraction", "data"),
                  xytext=(0, -3 if report.maximize else 3), textcoords="offset points",
                  va="top" if report.maximize else "bottom", color="0.35", fontsize=8)  # fmt: skip
     _scale(top, [*values, initial])
@@ -182,7 +181,7 @@ def draw_lr(report: Report) -> Figure:
         "filled: best; ✗: diverged" if any(c.level == "diverged" for c in strip.cells.values()) else "filled: best",
     )
     below.set_ylim(len(entries) - 0.4, -0.6)
-    below.set_yticks(range(len(entries)), [label(entry["optimizer"]) for entry in entries], fontsize=8)
+    below.set_yticks(range(len(entries)), [label(entry.optimizer) for entry in entries], fontsize=8)
     below.tick_params(axis="y", length=0)
     below.spines["left"].set_visible(False)
     below.set_title("good range: within 5 % of its best", loc="left", fontsize=8)
@@ -195,13 +194,13 @@ def _legend(figure: Figure, handles: Sequence[tuple[Any, str]], title: str | Non
     figure.legend(lines, labels, loc="outside right upper", title=title, title_fontsize=8, handlelength=3.2)
 
 
-def _mark_range(axes: Axes, entry: dict[str, Any], i: int, colour: str) -> None:
+def _mark_range(axes: Axes, entry: OptimizerFigures, i: int, colour: str) -> None:
     """A bar from end to end; an arrow where it runs off the grid."""
-    width = entry["good_range"]
-    if width["low"] is None:
+    width = entry.good_range
+    if width.low is None or width.high is None:
         return
-    axes.plot([width["low"], width["high"]], [i, i], color=colour, linewidth=5, solid_capstyle="butt", alpha=0.8)
-    for end, is_open, arrow in ((width["low"], width["open_low"], "<"), (width["high"], width["open_high"], ">")):
+    axes.plot([width.low, width.high], [i, i], color=colour, linewidth=5, solid_capstyle="butt", alpha=0.8)
+    for end, is_open, arrow in ((width.low, width.open_low, "<"), (width.high, width.open_high, ">")):
         axes.plot(end, i, marker=arrow if is_open else "|", color=colour, markersize=8 if is_open else 9, linestyle="")
 
 
@@ -220,14 +219,14 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 def draw_curves(report: Report) -> Figure:
     """The training loss over the steps: a panel for each optimizer, its three best learning rates."""
     panels = []
-    for entry in report.analysis["optimizers"]:
+    for entry in report.figures.optimizers:
         lines = [
             (lr, curve)
             for lr in best_lrs(entry, report.maximize)
-            if (curve := mean_curve(report.runs, entry["optimizer"], lr))
+            if (curve := mean_curve(report.runs, entry.optimizer, lr))
         ]
         if lines:
-            panels.append((entry["optimizer"], lines))
+            panels.append((entry.optimizer, lines))
     if not panels:
         raise UserError(
             "There are no curves to plot: these runs have no losses over the steps (an imported table has none).",
@@ -250,7 +249,7 @@ def draw_curves(report: Report) -> Figure:
                 *zip(*curve),
                 **look,
                 markerfacecolor="white",
-                label=f"{formats.number(lr)}" + (" (best)" if i == 0 else ""),
+                label=f"{numbers.number(lr)}" + (" (best)" if i == 0 else ""),
             )
         axes.set_title(label(name), loc="left")
         axes.legend(title="learning rate", fontsize=8, title_fontsize=8, handlelength=3)
@@ -266,15 +265,10 @@ def draw_curves(report: Report) -> Figure:
     return figure
 
 
-def best_lrs(entry: dict[str, Any], maximize: bool, most: int = 3) -> list[float]:
-    """An optimizer's learning rates from the best on.
-
-    >>> best_lrs({"lrs": [0.1, 1.0, 10.0], "values": [2.0, 1.0, None]}, maximize=False)
-    [1.0, 0.1]
-    """
-    known = [(lr, value) for lr, value in zip(entry["lrs"], entry["values"]) if value is not None]
-    known.sort(key=lambda pair: (-pair[1] if maximize else pair[1], pair[0]))
-    return [lr for lr, _ in known[:most]]
+def best_lrs(entry: OptimizerFigures, maximize: bool, most: int = 3) -> list[float]:
+    """An optimizer's learning rates from the best on."""
+    ranked = sorted(entry.curve, key=lambda point: (-point[1] if maximize else point[1], point[0]))
+    return [lr for lr, _ in ranked[:most]]
 
 
 def mean_curve(runs: Sequence[Run], optimizer: str, lr: float) -> list[tuple[float, float]]:
@@ -284,9 +278,9 @@ def mean_curve(runs: Sequence[Run], optimizer: str, lr: float) -> list[tuple[flo
     [(10, 1.5), (20, 0.5)]
     """
     curves = [
-        {step: loss for step, loss in run.curve if figures.is_finite(loss)}
+        {step: loss for step, loss in run.curve if is_finite(loss)}
         for run in runs
-        if run.optimizer == optimizer and run.lr == lr and figures.counts(run) and run.curve
+        if run.optimizer == optimizer and run.lr == lr and counts(run) and run.curve
     ]
     if not curves:
         return []
@@ -300,11 +294,11 @@ def mean_curve(runs: Sequence[Run], optimizer: str, lr: float) -> list[tuple[flo
 def draw_steps(report: Report) -> Figure:
     """The step size taken against its cap: a row for each of Momo's methods, three learning rates a decade apart."""
     rows = []
-    for entry in report.analysis["optimizers"]:
-        name = entry["optimizer"]
+    for entry in report.figures.optimizers:
+        name = entry.optimizer
         known = {run.lr: run for run in reversed(report.runs) if run.optimizer == name and run.step_sizes}
         if known:
-            middle = entry["best_lr"] if entry["best_lr"] in known else sorted(known)[len(known) // 2]
+            middle = entry.best_lr if entry.best_lr in known else sorted(known)[len(known) // 2]
             rows.append((name, [known[lr] for lr in around(sorted(known), middle)]))
     if not rows:
         raise UserError(
@@ -318,16 +312,16 @@ def draw_steps(report: Report) -> Figure:
     for row, (name, some) in zip(grid, rows):
         for axes, run in zip(row, some):
             steps, taken, caps, adaptive = zip(*((s, t, c, a) for s, t, c, a in run.step_sizes or []))
-            positive = [(s, a) for s, a in zip(steps, adaptive) if figures.is_finite(a) and a > 0]
+            positive = [(s, a) for s, a in zip(steps, adaptive) if is_finite(a) and a > 0]
             if positive:
                 [handles["adaptive term"]] = axes.plot(*zip(*positive), ".", color="0.55", markersize=4)
-            moved = [(s, t) for s, t in zip(steps, taken) if figures.is_finite(t) and t > 0]
+            moved = [(s, t) for s, t in zip(steps, taken) if is_finite(t) and t > 0]
             if moved:
                 [handles["step size taken"]] = axes.plot(*zip(*moved), "-", color=COLOURS[0], linewidth=1.8)
             [handles["cap"]] = axes.plot(steps, caps, "--", color=COLOURS[1], linewidth=1.2)
             axes.set_yscale("log")
             share = "" if run.capped is None else f"\ncapped {100 * run.capped:.0f} %"
-            axes.set_title(label(f"{name}, lr {formats.number(run.lr)}") + share, loc="left", fontsize=8)
+            axes.set_title(label(f"{name}, lr {numbers.number(run.lr)}") + share, loc="left", fontsize=8)
         for axes in row[len(some) :]:
             axes.set_visible(False)
         row[0].set_ylabel("step size")

@@ -1,4 +1,4 @@
-"""The live display of training: runs done, the current runs' loss, time left. On stderr, and only where that is a terminal."""
+"""The live display of training, on a terminal's stderr: runs done, the current runs' loss, time left."""
 
 from __future__ import annotations
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from momo_cli import figures
-from momo_cli.report import Report, formats
+from momo_cli.figures import GUESSES, TOLERANCE, Interval, OptimizerFigures, counts, diverged
+from momo_cli.report import Report, numbers
 
 #: More learning rates than this in one table (an Optuna study's) are gathered by half decades.
 MOST_COLUMNS = 24
@@ -44,7 +43,7 @@ class Strip:
 
     def title(self, column: float) -> str:
         """A column's title."""
-        return f"×{formats.number(column, 2)}" if self.relative else formats.number(column)
+        return f"×{numbers.number(column, 2)}" if self.relative else numbers.number(column)
 
 
 def level(value: float | None, best: float | None, initial: float | None) -> str:
@@ -58,13 +57,12 @@ def level(value: float | None, best: float | None, initial: float | None) -> str
     if value == best:
         return "best"
     share = (value - best) / (initial - best) if initial != best else math.inf
-    return "good" if share <= figures.TOLERANCE + 1e-9 else "fair" if share <= 0.25 else "poor"
+    return "good" if share <= TOLERANCE + 1e-9 else "fair" if share <= 0.25 else "poor"
 
 
 def best_of_all(report: Report) -> float | None:
     """The best ``ℓ*`` of the optimizers compared, in the metric's own sign."""
-    values = [entry["best"] for entry in report.analysis["optimizers"] if entry["best"] is not None]
-    return (max if report.maximize else min)(values, default=None)
+    return report.figures.best.best if report.figures.best else None
 
 
 def strip(report: Report, relative: bool = False) -> Strip:
@@ -74,29 +72,29 @@ def strip(report: Report, relative: bool = False) -> Strip:
         report: What to show.
         relative: Whether learning rates are taken relative to each optimizer's own default.
     """
-    entries = report.analysis["optimizers"]
-    best, initial = best_of_all(report), report.analysis["initial"]
-    relative = relative and all(entry["optimizer"] in report.default_lrs for entry in entries)
+    entries = report.figures.optimizers
+    best, initial = best_of_all(report), report.figures.initial
+    relative = relative and all(entry.optimizer in report.default_lrs for entry in entries)
     ended: dict[tuple[str, float], list[bool]] = {}
     for run in report.runs:
-        if figures.counts(run):
-            ended.setdefault((run.optimizer, run.lr), []).append(figures.diverged(run))
+        if counts(run):
+            ended.setdefault((run.optimizer, run.lr), []).append(diverged(run))
 
     def place(optimizer: str, lr: float) -> float:
         return float(f"{lr / report.default_lrs[optimizer]:.3g}") if relative else lr
 
-    columns = {place(entry["optimizer"], lr) for entry in entries for lr in entry["lrs"] if lr > 0}
+    columns = {place(entry.optimizer, lr) for entry in entries for lr in entry.lrs if lr > 0}
     gathered = len(columns) > MOST_COLUMNS
     found: dict[tuple[str, float], list[tuple[float | None, bool, list[bool]]]] = {}
     for entry in entries:
-        for lr, value in zip(entry["lrs"], entry["values"]):
+        for lr, value in zip(entry.lrs, entry.values):
             if lr <= 0:
                 continue
-            name = entry["optimizer"]
+            name = entry.optimizer
             column = place(name, lr)
             if gathered:
                 column = float(f"{10 ** (round(2 * math.log10(column)) / 2):.3g}")
-            found.setdefault((name, column), []).append((value, lr == entry["best_lr"], ended.get((name, lr), [])))
+            found.setdefault((name, column), []).append((value, lr == entry.best_lr, ended.get((name, lr), [])))
     cells = {}
     for key, members in found.items():
         values = [value for value, _, _ in members if value is not None]
@@ -110,7 +108,7 @@ def strip(report: Report, relative: bool = False) -> Strip:
             diverged=any(ends),
         )
     return Strip(
-        [entry["optimizer"] for entry in entries],
+        [entry.optimizer for entry in entries],
         sorted({column for _, column in cells}),
         cells,
         gathered,
@@ -119,6 +117,27 @@ def strip(report: Report, relative: bool = False) -> Strip:
 
 
 # ------------------------------------------------------------------------------------------------------ the figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A column of the figures.
+
+    Attributes:
+        title: Its title.
+        value: What is compared.
+        text: What is shown.
+        better: Whether the ``low`` or the ``high`` one is best; ``own``: as the objective; None: neither is.
+        spread: The figure with its interval, where it has one.
+        beside: Whether a sweep's table shows it beside the learning rates.
+    """
+
+    title: str
+    value: Callable[[OptimizerFigures], float | None]
+    text: Callable[[OptimizerFigures], str]
+    better: str | None = None
+    spread: Callable[[OptimizerFigures], Interval] = lambda entry: Interval()
+    beside: bool = False
 
 
 @dataclasses.dataclass
@@ -131,102 +150,78 @@ class Column:
     best: list[bool]
 
 
-def _column(
-    title: str,
-    entries: list[dict],
-    get: Callable[[dict], Any],
-    text: Callable[[dict], str],
-    better: str | None = None,
-    spread: Callable[[dict], dict] | None = None,
-) -> Column:
-    values = [get(entry) for entry in entries]
+def columns(report: Report, beside: bool = False) -> list[Column]:
+    """The figures side by side; ``beside``: those alone that stand beside a sweep's learning rates."""
+    entries = report.figures.optimizers
+    shown = [figure for figure in FIGURES if figure.beside or not beside]
+    return [_column(figure, entries, report.maximize) for figure in shown if any(map(figure.text, entries))]
+
+
+def _column(figure: Figure, entries: Sequence[OptimizerFigures], maximize: bool) -> Column:
+    values = [figure.value(entry) for entry in entries]
     known = [value for value in values if value is not None]
-    marked = (better is not None and len(set(known)) > 1) or (better is not None and len(entries) > len(known) > 0)
-    top = (min if better == "low" else max)(known) if marked else None
+    best = None
+    if figure.better and (len(set(known)) > 1 or len(entries) > len(known) > 0):
+        high = maximize if figure.better == "own" else figure.better == "high"
+        best = max(known) if high else min(known)
+    spreads = [figure.spread(entry) for entry in entries]
     return Column(
-        title,
-        [text(entry) for entry in entries],
-        [formats.interval(spread(e)["low"], spread(e)["high"]) if spread else "" for e in entries],
-        [marked and value == top for value in values],
+        figure.title,
+        [figure.text(entry) or numbers.NOTHING for entry in entries],
+        [numbers.interval(spread.low, spread.high) for spread in spreads],
+        [best is not None and value == best for value in values],
     )
 
 
-def decades(entry: dict[str, Any]) -> str:
-    """A good range's width: ``≥`` where it runs off the grid.
-
-    >>> decades({"good_range": {"decades": 2.04, "open_low": False, "open_high": True}})
-    '≥2.0'
-    """
-    width = entry["good_range"]
-    if width["decades"] is None:
-        return formats.NOTHING
-    return ("≥" if width["open_low"] or width["open_high"] else "") + f"{width['decades']:.1f}"
+def decades(entry: OptimizerFigures) -> str:
+    """A good range's width: ``≥`` where it runs off the grid."""
+    width = entry.good_range
+    return numbers.NOTHING if width.decades is None else "≥" * width.is_open + f"{width.decades:.1f}"
 
 
-def short_figures(report: Report) -> list[Column]:
-    """The figures beside the sweep's table."""
-    entries = report.analysis["optimizers"]
-    return [
-        _column("best LR", entries, lambda e: e["best_lr"], best_lr),
-        _column(
-            "LR sensitivity",
-            entries,
-            lambda e: e["sensitivity"]["value"],
-            lambda e: formats.number(e["sensitivity"]["value"]),
-            "low",
-            lambda e: e["sensitivity"],
-        ),
-        _column("good range, decades", entries, lambda e: e["good_range"]["decades"], decades, "high"),
-        _column("diverged", entries, lambda e: e["diverged"], diverged, "low"),
-    ]
-
-
-def long_figures(report: Report) -> list[Column]:
-    """The figures side by side, as ``momo compare`` shows them."""
-    entries = report.analysis["optimizers"]
-    better = "high" if report.maximize else "low"
-    short = short_figures(report)
-    columns = [
-        _column("best", entries, lambda e: e["best"], lambda e: formats.number(e["best"], 4), better),
-        short[0],
-        short[1],
-        _column(
-            "regret",
-            entries,
-            lambda e: e["regret"]["value"],
-            lambda e: formats.number(e["regret"]["value"]),
-            "low",
-            lambda e: e["regret"],
-        ),
-        short[2],
-    ]
-    for k in map(str, figures.GUESSES):
-        columns.append(
-            _column(
-                f"best of {k}",
-                entries,
-                lambda e, k=k: e["expected_best"][k],
-                lambda e, k=k: formats.number(e["expected_best"][k], 4),
-                better,
-            )
-        )
-    columns.append(short[3])
-    if any(entry["capped"] is not None for entry in entries):
-        columns.append(_column("capped", entries, lambda e: e["capped"], capped))
-    return columns
-
-
-def best_lr(entry: dict[str, Any]) -> str:
+def best_lr(entry: OptimizerFigures) -> str:
     """The best learning rate, with ``!`` where it is at an end of its grid."""
-    return formats.number(entry["best_lr"]) + ("!" if entry["best_at_edge"] else "")
+    return numbers.number(entry.best_lr) + ("!" if entry.best_at_edge else "")
 
 
-def diverged(entry: dict[str, Any]) -> str:
+def of_diverged(entry: OptimizerFigures) -> str:
     """How many runs diverged of those that count; the others are named."""
-    other = [f"{entry[status]} {status}" for status in ("failed", "pruned") if entry[status]]
-    return ", ".join([f"{entry['diverged']}/{entry['runs'] - entry['failed'] - entry['pruned']}", *other])
+    other = [f"{n} {status}" for n, status in ((entry.failed, "failed"), (entry.pruned, "pruned")) if n]
+    return ", ".join([f"{entry.diverged}/{entry.runs - entry.failed - entry.pruned}", *other])
 
 
-def capped(entry: dict[str, Any]) -> str:
-    """The share of steps that took the cap."""
-    return formats.NOTHING if entry["capped"] is None else f"{100 * entry['capped']:.0f} %"
+def capped(entry: OptimizerFigures) -> str:
+    """The share of steps that took the cap; empty for optimizers that have none."""
+    return "" if entry.capped is None else f"{100 * entry.capped:.0f} %"
+
+
+def _expected_best(k: int) -> Figure:
+    return Figure(
+        f"best of {k}", lambda e: e.expected_best[k], lambda e: numbers.number(e.expected_best[k], 4), better="own"
+    )
+
+
+#: Every figure that the tables show, in their order. One that no optimizer has a text for is left out.
+FIGURES = (
+    Figure("best", lambda e: e.best, lambda e: numbers.number(e.best, 4), better="own"),
+    Figure("best LR", lambda e: e.best_lr, best_lr, beside=True),
+    Figure(
+        "LR sensitivity",
+        lambda e: e.sensitivity.value,
+        lambda e: numbers.number(e.sensitivity.value),
+        better="low",
+        spread=lambda e: e.sensitivity,
+        beside=True,
+    ),
+    Figure(
+        "regret",
+        lambda e: e.regret.value,
+        lambda e: numbers.number(e.regret.value),
+        better="low",
+        spread=lambda e: e.regret,
+    ),
+    Figure("good range, decades", lambda e: e.good_range.decades, decades, better="high", beside=True),
+    *map(_expected_best, GUESSES),
+    Figure("diverged", lambda e: e.diverged, of_diverged, better="low", beside=True),
+    Figure("capped", lambda e: e.capped, capped),
+)

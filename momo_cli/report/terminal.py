@@ -15,7 +15,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from momo_cli.report import Report, formats, sentences, tables
+from momo_cli.report import Report, conclusions, numbers, tables
+from momo_cli.report.warnings import warnings
 
 #: Styles of the cells' levels: dark text on a light ground, legible on dark and on light terminals.
 STYLES = {
@@ -30,9 +31,9 @@ STYLES = {
 
 def print_sweep(report: Report, console: Console) -> None:
     """A row for each optimizer, a column for each learning rate, then what follows from them."""
-    _say(console, sentences.heading(report), style="bold")
+    _say(console, conclusions.heading(report), style="bold")
     strip = tables.strip(report)
-    columns = tables.short_figures(report)
+    columns = tables.columns(report, beside=True)
     widest = _strip_table(console, report, strip, strip.optimizers, columns)
     if _fits(console, widest):
         _print(console, widest)
@@ -45,13 +46,13 @@ def print_sweep(report: Report, console: Console) -> None:
 
 def print_compare(report: Report, console: Console) -> None:
     """The strips aligned on each optimizer's default learning rate, the figures side by side, and what follows."""
-    _say(console, sentences.heading(report), style="bold")
+    _say(console, conclusions.heading(report), style="bold")
     strip = tables.strip(report, relative=True)
     if strip.relative:
-        defaults = [f"{name} {formats.number(report.default_lrs[name])}" for name in strip.optimizers]
-        _say(console, f"Learning rates relative to each optimizer's default: {formats.names(defaults)}.")
+        defaults = [f"{name} {numbers.number(report.default_lrs[name])}" for name in strip.optimizers]
+        _say(console, f"Learning rates relative to each optimizer's default: {numbers.names(defaults)}.")
     _print_strip(console, report, strip)
-    columns = tables.long_figures(report)
+    columns = tables.columns(report)
     _print_figures(console, strip.optimizers, columns)
     _print_legend(console, strip, columns)
     _print_sentences(console, report)
@@ -59,22 +60,22 @@ def print_compare(report: Report, console: Console) -> None:
 
 def print_recommendation(report: Report, console: Console) -> None:
     """The optimizer and the learning rate to use, why, what is doubtful, and the line to paste."""
-    advice = report.recommendation
+    advice = report.advice
     if advice is None:
         _say(console, "No recommendation: no run ended with a finite value.", style="bold")
     else:
         _say(
             console,
-            f"Use {advice['optimizer']} with a learning rate of {formats.number(advice['lr'], 4)}.",
+            f"Use {advice.optimizer} with a learning rate of {numbers.number(advice.lr, 4)}.",
             style="bold",
         )
         console.print()
-        for line in advice["code"].splitlines():
+        for line in advice.code.splitlines():
             console.print(Text("    " + _safe(console, line), style="cyan"), soft_wrap=True)
         console.print()
-        for line in advice["because"]:
+        for line in advice.because:
             _say(console, line)
-        for line in advice["warnings"]:
+        for line in advice.warnings:
             _warn(console, line)
     for line in report.lines:
         _say(console, line, style="dim")
@@ -144,11 +145,11 @@ def _cell_text(cell: tables.Cell | None, places: int) -> str:
     if cell is None:
         return ""
     if cell.level == "none":
-        return formats.NOTHING + " "
+        return numbers.NOTHING + " "
     if cell.level == "diverged":
         return "✗ "
     mark = "*" if cell.best else "✗" if cell.diverged else " "
-    return formats.fixed(cell.value, places) + mark
+    return numbers.fixed(cell.value, places) + mark
 
 
 def _strip_table(
@@ -160,7 +161,7 @@ def _strip_table(
     turned: bool = False,
 ) -> Table:
     """The strip, with figures beside it; ``turned``: a row for each learning rate."""
-    places = formats.decimals(tables.best_of_all(report), report.analysis["initial"])
+    places = numbers.decimals(tables.best_of_all(report), report.figures.initial)
     table = _new_table()
 
     def cell(name: str, column: float, width: int) -> Text:
@@ -174,10 +175,10 @@ def _strip_table(
         for name in optimizers:
             table.add_column(_safe(console, name), justify="right", overflow="fold", min_width=min(len(name), 12))
         shown = [c for c in strip.columns if any((name, c) in strip.cells for name in optimizers)]
-        wide = {name: widths((name, c) for c in strip.columns) for name in optimizers}
+        own = {name: widths((name, c) for c in strip.columns) for name in optimizers}
         for column in shown:
             title = _safe(console, strip.title(column))
-            table.add_row(title, *(cell(name, column, wide[name]) for name in optimizers))
+            table.add_row(title, *(cell(name, column, own[name]) for name in optimizers))
         return table
     table.add_column("" if strip.relative else "LR", overflow="fold", max_width=28)
     wide = max(
@@ -186,11 +187,11 @@ def _strip_table(
     for column in strip.columns:
         title = strip.title(column)
         table.add_column(_safe(console, title + " " * (len(title) < wide)), justify="right", no_wrap=True)
-    for column in columns:
-        table.add_column(" " + _wrapped(column.title).replace("\n", " \n") + " ", justify="right", no_wrap=True)
+    for figure in columns:
+        table.add_column(" " + _wrapped(figure.title).replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for name in optimizers:
         row = [cell(name, c, wide) for c in strip.columns]
-        beside = [_figure(console, column, strip.optimizers.index(name), " ") for column in columns]
+        beside = [_figure(console, figure, strip.optimizers.index(name), " ") for figure in columns]
         table.add_row(_safe(console, name), *row, *beside)
     return table
 
@@ -273,9 +274,9 @@ def _print_legend(console: Console, strip: tables.Strip, columns: Sequence[table
 
 
 def _print_sentences(console: Console, report: Report) -> None:
-    for line in sentences.conclusions(report):
+    for line in conclusions.conclusions(report):
         _say(console, line)
-    for line in sentences.warnings(report):
+    for line in warnings(report):
         _warn(console, line)
     for line in report.lines:
         _say(console, line, style="dim")

@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from momo_cli import figures, recommendation
+from momo_cli import figures
 from momo_cli.errors import UserError
 from momo_cli.report import html, markdown, plot
+from momo_cli.report.advice import advise
+from momo_cli.report.exports import FORMATS, Target
 from momo_cli.runs import Run
 
 BAD = "<script>alert('x')</script> a|b $c$ _d `e`"
@@ -18,8 +20,8 @@ BAD = "<script>alert('x')</script> a|b $c$ _d `e`"
 @pytest.mark.parametrize("suffix", plot.SUFFIXES)
 def test_every_plot_in_every_form(make_report, tmp_path, kind, suffix):
     path = tmp_path / f"p{suffix}"
-    plot.save(make_report(("momo", "momo-adam", "sgd-m", "adam")), path, kind=kind)
-    assert path.read_bytes()[:4] in (b"\x89PNG", b"%PDF", b"<?xm")
+    content = plot.render(make_report(("momo", "momo-adam", "sgd-m", "adam")), Target(str(path), kind))
+    assert content[:4] in (b"\x89PNG", b"%PDF", b"<?xm")
 
 
 def test_what_the_plots_say(make_report):
@@ -42,7 +44,7 @@ def test_plots_of_little(make_report):
         with pytest.raises(UserError, match="nothing to plot|no curves|no step sizes"):
             plot.svg(one, kind)
     one.runs = [Run("adam", 0.1, status="failed")]
-    one.analysis = figures.analyze(one.runs)
+    one.figures = figures.analyze(one.runs)
     with pytest.raises(UserError, match="nothing to plot"):
         plot.svg(one, "lr")
     assert "No run ended" in html.render(one)
@@ -50,12 +52,12 @@ def test_plots_of_little(make_report):
 
 def test_a_plot_that_cannot_be_made(monkeypatch):
     with pytest.raises(UserError, match="must end in .png, .svg or .pdf"):
-        plot.check("a.gif")
+        plot.check(Target("a.gif"))
     with pytest.raises(UserError, match="Did you mean 'curves'"):
-        plot.check("a.png", "curve")
+        plot.check(Target("a.png", "curve"))
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"pip install 'momo-opt\[plot\]'"):
-        plot.check("a.png")
+        plot.check(Target("a.png"))
 
 
 class Reader(HTMLParser):
@@ -80,12 +82,12 @@ def test_the_html_report_is_whole_and_safe(make_report):
     for run in report.runs:
         if run.status == "failed":
             run.error = BAD
-    report.recommendation = recommendation.recommend(report.analysis, report.runs, task=BAD)
+    report.advice = advise(report)
     page = Reader(html.render(report))
     assert "script" not in page.tags and page.words.count(BAD) >= 4
     assert page.tags.count("img") == 3 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
     text = " ".join(page.words)
-    assert report.recommendation["code"].splitlines()[1] in text and "Warning: " in text and "torch" in text
+    assert report.advice.code.splitlines()[1] in text and "Warning: " in text and "torch" in text
     for link in page.links:
         drawn = base64.b64decode(link.partition(",")[2]).decode()
         assert "<script" not in drawn
@@ -93,7 +95,7 @@ def test_the_html_report_is_whole_and_safe(make_report):
 
 def test_markdown(make_report):
     report = make_report(("momo", "sgd-m"), task="a|b <i>")
-    report.recommendation = recommendation.recommend(report.analysis, report.runs, task="task.py")
+    report.advice = advise(report)
     text = markdown.render(report)
     assert text.startswith("## a\\|b &lt;i&gt;")
     tables = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.M)
@@ -101,3 +103,14 @@ def test_markdown(make_report):
         len({len(re.findall(r"(?<!\\)\|", row)) for row in t.splitlines()}) == 1 for t in tables
     )
     assert "```python\nimport momo\n" in text and "`epochs=5`" in text and "A note." in text
+
+
+def test_every_format_is_written_from_its_entry_alone(make_report, tmp_path):
+    names = {"json": "r.json", "csv": "r.csv", "markdown": "r.md", "plot": "r.png", "report": "r.html"}
+    for form in FORMATS:
+        target = Target(str(tmp_path / names[form.name]))
+        form.check(target)
+        form.write(make_report(), target)
+        assert target.path.stat().st_size > 100
+        with pytest.raises(UserError, match=f"--{form.name} .* is a folder"):
+            form.check(Target(str(tmp_path)))

@@ -37,9 +37,9 @@ def test_no_line_is_too_long_and_nothing_is_lost(make_report, show, optimizers, 
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text  # rich's sign for what it cut
     flat = re.sub(r"\s", "", text)
-    for entry in report.analysis["optimizers"]:
-        assert entry["optimizer"] in flat
-        if entry["best"] is not None:
+    for entry in report.figures.optimizers:
+        assert entry.optimizer in flat
+        if entry.best is not None:
             assert text.count("*") >= len(optimizers)
     assert ("✗" in text) == any(run.status == "diverged" for run in report.runs)
 
@@ -60,14 +60,14 @@ def test_a_command_to_paste_stands_whole(make_report):
     report = make_report(("momo", "adam(betas=(0.9, 0.95))"), lrs=3)
     for run in report.runs:  # the larger the learning rate, the better
         run.status, run.objective = "ok", 1 - 0.1 * math.log10(run.lr)
-    report.analysis = figures.analyze(report.runs)
+    report.figures = figures.analyze(report.runs)
     lines = shown(terminal.print_sweep, report, 80).splitlines()
     start = next(i for i, line in enumerate(lines) if line.strip().startswith("momo sweep"))
     command = lines[start].strip()
     while command.endswith("\\"):
         start += 1
         command = command[:-1] + lines[start].strip()
-    lrs = [entry["lrs"] for entry in report.analysis["optimizers"]]
+    lrs = [entry.lrs for entry in report.figures.optimizers]
     next_lrs = [figures.next_lrs(known, known[-1], 1.0) for known in lrs]
     assert [[f"{lr:.4g}" for lr in more] for more in next_lrs] == [["10", "31.62"], ["0.01", "0.03162"]]
     assert shlex.split(command) == [

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any
 
 from momo_cli.report import Report
-from momo_cli.report.document import RUN_FIELDS, finite
-from momo_cli.runs import Run
+from momo_cli.report.exports import Target
+from momo_cli.runs import FIELDS, Run
 
 #: Before the name of a metric or of a tuned argument in the header.
 METRIC, PARAMETER = "metrics.", "params."
 
 
-def write(report: Report, file: TextIO) -> None:
-    """Writes the report's runs to a text file (opened with ``newline=""``)."""
-    write_runs(report.runs, file)
+def render(report: Report, target: Target) -> str:
+    """The report's runs."""
+    return table(report.runs)
 
 
-def write_runs(runs: Iterable[Run], file: TextIO) -> None:
-    """Writes runs: the fields of the JSON document, then a column for each metric and each tuned argument."""
+def table(runs: Iterable[Run]) -> str:
+    """Runs: their fields, then a column for each metric and each tuned argument."""
     runs = list(runs)
     metrics = sorted({name for run in runs for name in run.metrics})
     params = sorted({name for run in runs for name in run.params})
-    fields = [name for name in RUN_FIELDS if name != "metrics"]
+    fields = [name for name in FIELDS if name != "metrics"]
+    file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(fields + [METRIC + name for name in metrics] + [PARAMETER + name for name in params])
     for run in runs:
         row = [getattr(run, name) for name in fields]
         row += [run.metrics.get(name) for name in metrics] + [run.params.get(name) for name in params]
         writer.writerow([_text(value) for value in row])
+    return file.getvalue()
 
 
 def _text(value: Any) -> str:
@@ -39,5 +43,6 @@ def _text(value: Any) -> str:
     >>> _text(0.1), _text(float("nan")), _text(None), _text(3)
     ('0.1', '', '', '3')
     """
-    value = finite(value)
-    return "" if value is None else repr(float(value)) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return repr(float(value)) if math.isfinite(value) else ""
+    return "" if value is None else str(value)

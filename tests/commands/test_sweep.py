@@ -52,7 +52,7 @@ def test_csv_and_markdown(momo, folder):
 
 def test_stored_runs_are_reused_and_missing_ones_trained(momo):
     momo(*GRID)
-    code, out, _ = momo(*GRID)
+    _, out, _ = momo(*GRID)
     assert "6 of 6 runs were stored" in out
     _, out, _ = momo("sweep", "mymodule", "--lrs", "0.01,0.1,1,10")
     assert "6 of 8 runs were stored" in out

@@ -5,7 +5,10 @@ import ast
 import pytest
 
 from momo_cli import figures
-from momo_cli.recommendation import code, next_command, next_lrs, recommend
+from momo_cli.report import Report
+from momo_cli.report.advice import advise
+from momo_cli.report.code import code
+from momo_cli.report.warnings import beyond, extension_command
 from momo_cli.runs import Run
 
 
@@ -13,48 +16,52 @@ def grid(name, values, lrs=(0.01, 0.1, 1.0, 10.0, 100.0), seeds=2, **more):
     return [Run(name, lr, s, "ok", v, 10.0, **more) for lr, v in zip(lrs, values) for s in range(seeds)]
 
 
-def advice(runs, **more):
-    return recommend(figures.analyze(runs), runs, task="task.py", **more)
+def advice(runs, prefer="robust", **how):
+    report = Report("task.py", "", "val_loss", runs, figures.analyze(runs, **how), command="momo sweep task.py")
+    return advise(report, prefer)
 
 
 def test_the_least_regret_among_those_near_the_best():
     runs = grid("adam", [9, 1.0, 9, 9, 9]) + grid("momo", [2, 1.4, 1.2, 1.3, 2]) + grid("sgd", [2, 2, 2, 2, 2])
     robust, best = advice(runs), advice(runs, prefer="best")
-    assert (robust["optimizer"], robust["lr"]) == (
+    assert (robust.optimizer, robust.lr) == (
         "momo",
         1.0,
     )  # 1.2 is within 5 % of the way from 1 to 10, sgd's 2 isn't
-    assert (best["optimizer"], best["lr"], best["expected"]) == ("adam", 0.1, 1.0)
-    assert robust["expected"] == 1.2 and robust["code"].startswith(
+    assert (best.optimizer, best.lr, best.expected) == ("adam", 0.1, 1.0)
+    assert robust.expected == 1.2 and robust.code.startswith(
         "import momo\noptimizer = momo.Momo(model.parameters(), lr=1.0)"
     )
-    assert not robust["warnings"] or "runs off" not in " ".join(robust["warnings"])
+    assert not robust.warnings or "runs off" not in " ".join(robust.warnings)
 
 
 def test_the_learning_rate_is_the_middle_of_the_good_range_and_of_two_the_better():
     found = advice(grid("momo", [9, 1.1, 1.0, 9, 9], lrs=(0.001, 0.1, 1.0, 100.0, 1000.0)))
-    assert found["lr"] == found["best_lr"] == 1.0
+    assert found.lr == found.best_lr == 1.0
     wide = advice(grid("momo", [1.2, 1.1, 1.1, 1.0, 1.1]))
-    assert wide["best_lr"] == 10.0 and wide["lr"] == 1.0 and wide["expected"] == 1.1
+    assert wide.best_lr == 10.0 and wide.lr == 1.0 and wide.expected == 1.1
 
 
 def test_maximized_metrics():
     runs = grid("adam", [0.1, 0.9, 0.1, 0.1, 0.1]) + grid("momo", [0.7, 0.88, 0.89, 0.88, 0.7])
     for run in runs:
         run.initial = 0.1
-    found = recommend(figures.analyze(runs, maximize=True), runs, maximize=True)
-    assert (found["optimizer"], found["lr"], found["expected"]) == ("momo", 1.0, pytest.approx(0.89))
+    found = advice(runs, maximize=True)
+    assert (found.optimizer, found.lr, found.expected) == ("momo", 1.0, pytest.approx(0.89))
 
 
 def test_thin_evidence_is_told():
     runs = grid("momo", [5, 4, 3, 2, 1], seeds=1) + [Run("momo", 0.5, 1, "failed", error="ValueError: bad shape")]
     found = advice(runs)
-    text = " ".join(found["warnings"])
+    text = " ".join(found.warnings)
     assert "one seed" in text and "largest tried (100)" in text and "bad shape" in text
     assert "momo sweep task.py -o momo --lrs momo=0.01,0.1,1,10,100,1000" in text
-    entry = figures.analyze(runs)["optimizers"][0]
-    assert next_lrs(entry, 2) == [1000.0, 10000.0]
-    assert next_command("momo sweep task.py", [entry]) == "momo sweep task.py -o momo --lrs momo=0.01,0.1,1,10,100,1000"
+    [entry] = figures.analyze(runs).optimizers
+    assert beyond(entry, 2) == [1000.0, 10000.0]
+    assert (
+        extension_command("momo sweep task.py", [entry])
+        == "momo sweep task.py -o momo --lrs momo=0.01,0.1,1,10,100,1000"
+    )
 
 
 def test_nothing_to_recommend():
@@ -65,15 +72,15 @@ def test_nothing_to_recommend():
 def test_the_lower_bound():
     negative = grid("momo", [5, 4, 3, 4, 5], train_loss=-2.0)
     found = advice(negative)
-    assert "-2" in " ".join(found["warnings"]) and "lb=…" in found["code"]
+    assert "-2" in " ".join(found.warnings) and "lb=…" in found.code
     flat = grid("momo", [5, 4, 3, 4, 5], curve=[[t, 3 + 7 * 0.5**t] for t in range(20)])
     found = advice(flat)
-    assert "use_fstar=True" in " ".join(found["warnings"]) and "use_fstar" in found["code"]
+    assert "use_fstar=True" in " ".join(found.warnings) and "use_fstar" in found.code
     falling = grid("momo", [5, 4, 3, 4, 5], curve=[[t, 10 - 0.5 * t] for t in range(20)])
     assert "use_fstar" not in str(advice(falling))
     set_already = grid("momo(lb=-5)", [5, 4, 3, 4, 5], train_loss=-2.0)
-    assert not any("lower bound" in line for line in advice(set_already)["warnings"])
-    assert not any("lower bound" in line for line in advice(grid("adam", [5, 4, 3, 4, 5], train_loss=-2.0))["warnings"])
+    assert not any("lower bound" in line for line in advice(set_already).warnings)
+    assert not any("lower bound" in line for line in advice(grid("adam", [5, 4, 3, 4, 5], train_loss=-2.0)).warnings)
 
 
 @pytest.mark.parametrize(

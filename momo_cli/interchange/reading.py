@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from momo_cli.errors import UserError, did_you_mean
-from momo_cli.report.csv import METRIC, PARAMETER
-from momo_cli.report.formats import count, names
+from momo_cli.interchange.writing import METRIC, PARAMETER
+from momo_cli.report.numbers import count, names
 from momo_cli.runs import Run
 
 #: Words that stand for "no value" in a table.
@@ -56,7 +57,8 @@ def read_csv(
         for column in columns:
             if column is not None and column not in header:
                 raise UserError(
-                    f"{flag} {column}: {path} has no such column.{did_you_mean(column, header)}\nIts columns: {', '.join(header)}."
+                    f"{flag} {column}: {path} has no such column.{did_you_mean(column, header)}\n"
+                    f"Its columns: {', '.join(header)}."
                 )
     if not optimizer_cols:
         raise UserError(
@@ -114,8 +116,8 @@ def read_csv(
             if i:  # a repeat: the next number that is free
                 number = next(n for n in range(10**9) if n not in taken[label, lr])
                 taken[label, lr].add(number)
-            value = _number(row[value_col], path, line, value_col)
-            run = Run(label, lr, number, "ok" if value is not None else "diverged", value, initial)
+            final = _number(row[value_col], path, line, value_col)
+            run = Run(label, lr, number, "ok" if final is not None else "diverged", final, initial)
             if ours:
                 _restore(run, row, path, line, value_col, initial)
             result.append((members[0][0], run))
@@ -144,7 +146,8 @@ def _rows(path: str | Path) -> tuple[list[str], list[tuple[int, Row]]]:
                     continue
                 if len(values) != len(header):
                     raise UserError(
-                        f"{path}, line {reader.line_num}: {count(len(values), 'value')}, but the first line names {count(len(header), 'column')}.",
+                        f"{path}, line {reader.line_num}: {count(len(values), 'value')}, but the first line names "
+                        f"{count(len(header), 'column')}.",
                         code=1,
                     )
                 rows.append((reader.line_num, {name: value.strip() for name, value in zip(header, values)}))
@@ -209,7 +212,7 @@ def _runs_of(members: list[tuple[int, Row, float]], epochs: bool) -> list[list[t
     if not epochs:
         return [[member] for member in members]
     in_turn = [[members[0]]]
-    for before, member in zip(members, members[1:]):
+    for before, member in itertools.pairwise(members):
         if member[2] <= before[2]:
             in_turn.append([])
         in_turn[-1].append(member)

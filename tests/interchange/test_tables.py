@@ -1,15 +1,16 @@
 """Tables from elsewhere, and our own there and back."""
 
 import csv as csv_module
-import io
 import json
 
 import pytest
 
-from momo_cli import figures, recommendation
+from momo_cli import figures
 from momo_cli.errors import UserError
-from momo_cli.importing import read_csv
-from momo_cli.report import Report, csv, document
+from momo_cli.interchange import writing
+from momo_cli.interchange.reading import read_csv
+from momo_cli.report import Report, document
+from momo_cli.report.advice import advise
 
 LOSSES = {  # name, learning rate: loss at the last epoch; None: it diverged
     ("adam", 1e-4): 0.30, ("adam", 1e-3): 0.10, ("adam", 1e-2): 0.80, ("adam", 1e-1): None,
@@ -43,29 +44,25 @@ def test_the_last_epoch_counts(table):
     assert {(r.optimizer, r.lr): r.objective for r in runs} == LOSSES
     assert [r.status for r in runs].count("diverged") == 2 and "2 without a finite train_loss" in notes[0]
     analysis = figures.analyze(runs)
-    assert analysis["initial"] == 0.9  # the worst value seen
-    adam, momo_adam, sgd_m = analysis["optimizers"]
+    assert analysis.initial == 0.9  # the worst value seen
+    adam, momo_adam, sgd_m = analysis.optimizers
     area = lambda values: sum((a + b) / 2 for a, b in zip(values, values[1:])) / (len(values) - 1)
-    assert adam["values"] == [0.3, 0.1, 0.8, 0.9]
-    assert adam["sensitivity"] == {"value": pytest.approx(area([0.2, 0.0, 0.7, 0.8])), "low": None, "high": None}
-    assert (
-        momo_adam["regret"]["value"]
-        == momo_adam["sensitivity"]["value"]
-        == pytest.approx(area([0.21, 0.02, 0.0, 0.03]))
-    )
-    assert sgd_m["regret"]["value"] == pytest.approx(area([0.81, 0.11, 0.06, 0.81]))
-    ratio = analysis["comparisons"][0]
-    assert (ratio["a"], ratio["b"]) == ("momo-adam", "adam")
-    assert ratio["sensitivity_ratio"]["value"] == pytest.approx(area([0.21, 0.02, 0, 0.03]) / area([0.2, 0, 0.7, 0.8]))
+    assert adam.values == (0.3, 0.1, 0.8, 0.9)
+    assert adam.sensitivity == figures.Interval(pytest.approx(area([0.2, 0.0, 0.7, 0.8])))
+    assert momo_adam.regret.value == momo_adam.sensitivity.value == pytest.approx(area([0.21, 0.02, 0.0, 0.03]))
+    assert sgd_m.regret.value == pytest.approx(area([0.81, 0.11, 0.06, 0.81]))
+    ratio = analysis.comparisons[0]
+    assert (ratio.a, ratio.b) == ("momo-adam", "adam")
+    assert ratio.sensitivity_ratio.value == pytest.approx(area([0.21, 0.02, 0, 0.03]) / area([0.2, 0, 0.7, 0.8]))
 
 
 @pytest.mark.parametrize("value, maximize", [("train_loss", False), ("val_score", True)])
 def test_the_recommendation(table, value, maximize):
     runs, _ = read_csv(table, value_col=value, **COLUMNS)
     analysis = figures.analyze(runs, maximize=maximize)
-    advice = recommendation.recommend(analysis, runs, maximize=maximize)
-    assert advice["optimizer"] == "momo-adam" and advice["lr"] == 1e-2
-    assert any("one seed" in line for line in advice["warnings"])
+    advice = advise(Report("runs.csv", "", value, runs, analysis))
+    assert advice.optimizer == "momo-adam" and advice.lr == 1e-2
+    assert any("one seed" in line for line in advice.warnings)
 
 
 def test_runs_that_no_column_tells_apart_are_seeds(table):
@@ -136,12 +133,11 @@ def test_a_file_that_cannot_be_used(tmp_path, content):
 def test_there_and_back_again(make_report, tmp_path):
     report = make_report(("momo", "adam(betas=(0.9, 0.95))"), failing=True)
     report.runs[0].initial, report.runs[1].params = 1 / 3, {"weight_decay": 0.1}
-    report.analysis = figures.analyze(report.runs)
+    report.figures = figures.analyze(report.runs)
     path = tmp_path / "runs.csv"
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.write(report, file)
+    path.write_bytes(writing.table(report.runs).encode())
     runs, notes = read_csv(path, lr_col="lr", optimizer_cols=["optimizer"], value_col="objective")
-    assert figures.analyze(runs) == report.analysis
+    assert figures.analyze(runs) == report.figures
     for before, after in zip(report.runs, runs):
         before.curve, before.step_sizes = [], None
         assert before == after
@@ -151,7 +147,7 @@ def test_there_and_back_again(make_report, tmp_path):
 def test_the_document(make_report):
     report = make_report(failing=True)
     report.runs[3].objective, report.runs[3].metrics = float("inf"), {"accuracy": float("nan")}
-    report.recommendation = recommendation.recommend(report.analysis, report.runs, task=report.task)
+    report.advice = advise(report)
     text = json.dumps(document.to_json(report), allow_nan=False)
     found = json.loads(text)
     assert list(found) == [
@@ -177,6 +173,4 @@ def test_the_document(make_report):
     assert list(found["recommendation"]) == [
         "optimizer", "lr", "best_lr", "good_range", "expected", "because", "warnings", "code",
     ]  # fmt: skip
-    file = io.StringIO()
-    csv.write(Report("", "", "", False, [], figures.analyze([])), file)
-    assert file.getvalue().startswith("optimizer,lr,seed,status,objective,initial")
+    assert writing.table([]).startswith("optimizer,lr,seed,status,objective,initial")

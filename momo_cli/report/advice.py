@@ -1,0 +1,87 @@
+"""A recommendation in words: why, how sure that is, and the lines to paste."""
+
+from __future__ import annotations
+
+from momo_cli.figures import OptimizerFigures, Prefer, Recommendation, counts, recommend
+from momo_cli.plan.optimizers import is_momo
+from momo_cli.report import Advice, Report, conclusions, numbers
+from momo_cli.report.code import code
+from momo_cli.report.lower_bound import lower_bound_comment
+from momo_cli.report.warnings import warnings
+
+
+def advise(report: Report, prefer: Prefer = "robust") -> Advice | None:
+    """The recommendation of :func:`momo_cli.figures.recommend` in words; None where there is none."""
+    found = recommend(report.figures, prefer)
+    if found is None:
+        return None
+    chosen = report.figures.of(found.optimizer)
+    return Advice(
+        found.optimizer,
+        found.lr,
+        found.best_lr,
+        found.good_range,
+        found.expected,
+        because=_because(report, chosen, found, prefer),
+        warnings=warnings(report, chosen),
+        code=code(found.optimizer, found.lr, lower_bound_comment(report.runs, found.optimizer)),
+    )
+
+
+def _because(report: Report, chosen: OptimizerFigures, found: Recommendation, prefer: Prefer) -> list[str]:
+    lines = [_choice(report, chosen, found, prefer)]
+    best, near = report.figures.best, report.figures.near
+    far = [entry.optimizer for entry in report.figures.known if entry not in near]
+    if prefer == "robust" and far and best is not None:
+        lines.append(
+            f"The best of {numbers.names(far, 'or')} is too far from {best.optimizer}'s {numbers.number(best.best, 4)}."
+        )
+    if prefer == "robust" and chosen.good_range.decades is not None:
+        lines.append(_of_lr(chosen, found))
+    if is_momo(chosen.optimizer):
+        own = (pair for pair in report.figures.comparisons if pair.a == chosen.optimizer)
+        lines += [line for pair in own if (line := conclusions.of_comparison(report, pair))]
+    lines.append(
+        f"Based on {numbers.count(sum(map(counts, report.runs)), 'run')}: "
+        f"{numbers.count(len(report.figures.known), 'optimizer')}, "
+        f"{numbers.count(len(chosen.lrs), 'learning rate')} of {chosen.optimizer}, "
+        f"{numbers.count(report.seeds(), 'seed')}."
+    )
+    return lines
+
+
+def _choice(report: Report, chosen: OptimizerFigures, found: Recommendation, prefer: Prefer) -> str:
+    """Why this optimizer."""
+    name, show = chosen.optimizer, numbers.number
+    if prefer == "best":
+        reached = f"{name} reaches the best final value of all, {show(found.expected, 4)}"
+        return f"{reached}, at a learning rate of {show(found.lr)}."
+    if len(report.figures.known) == 1:
+        return f"{name} is the only optimizer with finite results."
+    if chosen.regret.value is None:
+        return f"{name} has the best final value of those that can be compared ({show(chosen.best, 4)})."
+    others = [entry.optimizer for entry in report.figures.near if entry is not chosen]
+    spread = numbers.interval(chosen.regret.low, chosen.regret.high)
+    lead = (
+        f"Of {numbers.names([name, *others])}, whose best values are within 5 % of the best of all, {name} has the "
+        "least regret"
+        if others
+        else f"Only {name} comes within 5 % of the best of all; its regret is the least that counts"
+    )
+    return f"{lead}: over its learning rates it ends {show(chosen.regret.value)} from the best value on average" + (
+        f" (95 % interval {spread})." if spread else "."
+    )
+
+
+def _of_lr(chosen: OptimizerFigures, found: Recommendation) -> str:
+    """Why this learning rate."""
+    show, ends = numbers.number, conclusions.ends(chosen)
+    if found.lr == found.best_lr:
+        return (
+            f"{show(found.lr, 4)} is its best learning rate and the nearest the middle of its good range, {ends}; "
+            f"it gives {show(found.expected, 4)}."
+        )
+    return (
+        f"{show(found.lr, 4)} is the tried learning rate nearest the middle of its good range, {ends}; it gives "
+        f"{show(found.expected, 4)}, the best one, {show(found.best_lr, 4)}, gives {show(chosen.best, 4)}."
+    )
