@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
