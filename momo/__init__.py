@@ -6,5 +6,6 @@ what the learning rate allows. Schaipp, Ohana, Eickenberg, Defazio, Gower, ICML 
 
 from momo.momo import Momo
 from momo.momo_adam import MomoAdam
+from momo.recording import record_loss
 
-__all__ = ["Momo", "MomoAdam"]
+__all__ = ["Momo", "MomoAdam", "record_loss"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import statistics
 import sys
 import time
@@ -19,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from momo import Momo, MomoAdam, native
+from momo import Momo, MomoAdam
+from momo.passes.compiled import why_not
 
 # Tensors of the size of the parameters that a step has to read and write at least.
 STREAMS = {"Momo": (7, 5), "MomoAdam": (10, 7)}
@@ -98,30 +98,13 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
     for name in STREAMS:
         optimizer = getattr(sys.modules["momo"], name)(params, lr=1e-6)
         found[name] = name, lambda o=optimizer: o.step(loss=loss)
-        if device == "cpu" and native.library() is not None:
-            found[f"{name} (torch passes)"] = (
-                name,
-                without_compiled_passes(getattr(sys.modules["momo"], name), params, loss),
-            )
+        if device == "cpu" and why_not(torch.device(device), torch.float32) is None:
+            plain = getattr(sys.modules["momo"], name)(params, lr=1e-6, fused=False)
+            found[f"{name} (torch passes)"] = name, lambda o=plain: o.step(loss=loss)
         if reference is not None:
             optimizer = getattr(reference, name)(params, lr=1e-6)
             found[f"{name} (reference)"] = name, lambda o=optimizer: o.step(loss=loss)
     return found
-
-
-def without_compiled_passes(cls: type, params: list[Tensor], loss: Tensor) -> Callable[[], Any]:
-    """A step of an optimizer that has chosen its passes, which it does at the first one, with no compiled ones at hand."""
-    optimizer = cls(params, lr=1e-6)
-    before = os.environ.get("MOMO_NATIVE")
-    os.environ["MOMO_NATIVE"] = "0"
-    try:
-        optimizer.step(loss=loss)
-    finally:
-        if before is None:
-            del os.environ["MOMO_NATIVE"]
-        else:
-            os.environ["MOMO_NATIVE"] = before
-    return lambda: optimizer.step(loss=loss)
 
 
 def times(steps: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
@@ -220,7 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(chosen.threads)
     print(f"torch {torch.__version__}, {chosen.device}, {torch.get_num_threads()} threads")
     if chosen.device == "cpu":
-        print(f"Momo and MomoAdam step with {native.status()}")
+        reason = why_not(torch.device("cpu"), torch.float32)
+        print("Momo and MomoAdam step with " + (f"torch's operations: {reason}" if reason else "compiled passes"))
     if chosen.device == "cuda":
         check_gpu()
     shapes = SHAPES if chosen.device == "cpu" else {**SHAPES, **GPU_SHAPES}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from momo.directions import Momentum
-from momo.optimizer import TruncatedModelOptimizer, check_number
+from momo.optimizer import TruncatedModelOptimizer
 
 
 class Momo(TruncatedModelOptimizer):
@@ -31,7 +31,7 @@ class Momo(TruncatedModelOptimizer):
     ``momentum=beta`` and ``dampening=beta``.
 
     Several parameter groups may have their own ``lr`` and ``weight_decay``; the step is then the minimiser of one model of
-    the loss for all of them (:func:`momo.step_size.truncated_step`). The rest belongs to the loss and must be the same.
+    the loss for all of them (:func:`momo.method.truncated_step`). The rest belongs to the loss and must be the same.
 
     A parameter without a gradient is left out of the step: it doesn't move, its averages stand still, and it adds nothing to
     the sums. When its first gradient comes late (it was frozen, or its group was added during training), its averages start
@@ -87,21 +87,17 @@ class Momo(TruncatedModelOptimizer):
         lb: float = 0.0,
         bias_correction: bool = False,
         use_fstar: bool = False,
+        *,
+        fused: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "beta": beta,
+            "momentum": beta,  # the name that schedulers look for
             "lb": lb,
             "bias_correction": bias_correction,
             "use_fstar": use_fstar,
         }
-        super().__init__(params, defaults)
-
-    @staticmethod
-    def _momentum(group: dict[str, Any]) -> float:
-        return group["beta"]
-
-    def _check_options(self, group: dict[str, Any]) -> None:
-        super()._check_options(group)
-        check_number("beta", group["beta"], 0, 1)
+        super().__init__(params, defaults, fused=fused, process_group=process_group)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from momo.directions import Adam
-from momo.optimizer import TruncatedModelOptimizer, check_number
+from momo.optimizer import TruncatedModelOptimizer
 
 
 class MomoAdam(TruncatedModelOptimizer):
@@ -78,6 +78,9 @@ class MomoAdam(TruncatedModelOptimizer):
         lb: float = 0.0,
         divide: bool = True,
         use_fstar: bool = False,
+        *,
+        fused: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -88,17 +91,4 @@ class MomoAdam(TruncatedModelOptimizer):
             "divide": divide,
             "use_fstar": use_fstar,
         }
-        super().__init__(params, defaults)
-
-    @staticmethod
-    def _momentum(group: dict[str, Any]) -> float:
-        return group["betas"][0]
-
-    def _check_options(self, group: dict[str, Any]) -> None:
-        super()._check_options(group)
-        betas = group["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas must be two numbers, and are {betas!r}.")
-        for i, beta in enumerate(betas):
-            check_number(f"betas[{i}]", beta, 0, 1)
-        check_number("eps", group["eps"], 0)
+        super().__init__(params, defaults, fused=fused, process_group=process_group)

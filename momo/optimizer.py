@@ -1,99 +1,130 @@
-"""What the optimizers share: how the loss comes in, the state, and the order of a step."""
+"""What the optimizers share: groups and options, the state, and the order of a step."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo import passes
-from momo.passes import Block, Scratch, scalar_dtype
-from momo.step_size import Scalar, Step, Term, average, truncated_step, weight_sum
+from momo.block import SCALARS, Block, bring, make_blocks
+from momo.loss import HOW, RecordedLosses, loss_value, warn_if_not_finite
+from momo.method import Memory, Scalar, Step, Sums, truncated_step, where
+from momo.options import Options, check_options, check_shared, momentum_of
+from momo.passes.members import Scratch, compute_dtype, on_host, scalar_device
+from momo.reduction import Reduction
+from momo.sharding import shards
 
+# What belongs to the loss, and stands in the state of each parameter: tools save and load the state by parameter.
+_OF_THE_LOSS = ("loss_average", "loss_rho", "lower_bound", "loss_step")
 _NOT_GIVEN: Any = object()
-_SCALARS = ("step", "loss_average", "lower_bound")
-_HOW = (
-    "Pass the loss whose gradient is in .grad: optimizer.step(loss=loss), or optimizer.step(closure) with a closure "
-    "that returns the loss, or optimizer.record_loss(loss) before a bare optimizer.step()."
+_ACCUMULATED = (
+    "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it returned "
+    "isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
+    "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); in a loop of your own, by optimizer.record_loss(loss). "
+    "Where nothing is to be accumulated, call optimizer.zero_grad() in the closure."
 )
 
 
 class TruncatedModelOptimizer(Optimizer):
     """An optimizer whose step size comes from a truncated model of the loss.
 
-    A subclass names its ``direction`` (see :mod:`momo.directions`) and how it finds the momentum among the options. What
-    belongs to the loss rather than to a parameter (the number of steps, the average of the losses, the lower bound) is
-    kept in the parameter groups, the same tensors in each of them, so that everything that determines the next step is
-    in ``state_dict()``, also for tools that save a part of it for each parameter.
+    A subclass names its ``direction`` (see :mod:`momo.directions`). Everything that determines the next step is in the
+    state of the parameters, so also in what tools save for each of them; parameter groups hold nothing but options.
     """
 
-    direction: Any
-    _shared_options: tuple[str, ...] = ("lb", "use_fstar", "bias_correction")  # those that there are
+    direction: ClassVar[Any]
 
-    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        self._reset()
-        self._started: bool | None = (
-            False  # whether any step has been taken; None if that has to be read from the state
-        )
+    def __init__(
+        self, params: Iterable[Any], defaults: dict[str, Any], *, fused: bool | None = None, process_group: Any = None
+    ) -> None:
+        if fused not in (None, True, False):
+            raise ValueError(f"fused must be None, True or False, and is {fused!r}.")
+        self._set_up(fused, process_group)
         super().__init__(params, defaults)
 
-    def _reset(self) -> None:
+    def _set_up(self, fused: bool | None, process_group: Any) -> None:
         """What is not part of the state, and is made anew after copying or loading."""
-        self._recorded: list[Scalar] = []
-        self._dropped = False
-        self._plan: _Plan | None = None
-        self._last: tuple[Step, list[Scalar], Scalar] | None = None
+        self._fused = fused
+        self._reduction = Reduction(process_group, type(self).__name__)
+        self._recorded = RecordedLosses()
+        self._warned = False
+        self._zeroed: dict[int, int] = {}  # gradients that zero_grad() made zero, and their versions then
+        self._zero_grad_calls = 0
+        self._checked_options: list[tuple[Any, ...]] = []
+        self._blocks: list[Block] | None = None
+        self._scratch = Scratch()
+        self._known: set[int] = set()  # positions of the parameters in the blocks
+        self._blocks_state: Any = None
+        self._memory: Tensor | None = None  # [loss_average, loss_rho, lower_bound, loss_step]
+        self._last: tuple[Step, list[Scalar]] | None = None
 
     # ---- the loss, however it comes ----
 
-    def record_loss(self, loss: Tensor | float) -> None:
+    def record_loss(self, loss: Tensor | float, reduction: str = "mean") -> None:
         """Keep the loss for the next bare ``step()``.
 
         For training loops that call ``step()`` themselves: Hugging Face's ``Trainer``, Lightning, Accelerate,
         ``GradScaler``. The loss must be the one whose gradient is in ``.grad``. With gradient accumulation, record each
-        micro-batch's loss, not divided by their number: the step takes their mean. With a loss scaler, record the
-        unscaled loss.
+        micro-batch's loss. With a loss scaler, record the unscaled loss.
 
-        ``step()`` uses the recorded losses up, and ``zero_grad()`` drops them with the gradients that they belong to.
-        So a step that a ``GradScaler`` skips leaves nothing behind; call ``record_loss`` after ``zero_grad``.
+        ``step()`` uses the recorded losses up. They are dropped with the gradients that they belong to: by this
+        optimizer's ``zero_grad()``, and where a ``GradScaler`` skips the step. So record after ``zero_grad()``.
+
+        Args:
+            loss: a tensor with one element, or a number.
+            reduction: ``"mean"``: the losses of the micro-batches, whose mean is the step's; ``"sum"``: parts that were
+                divided already, whose sum is the step's.
 
         Raises:
-            ValueError: if the loss isn't one real number.
-            TypeError: if it is neither a tensor nor a number.
+            ValueError: the loss isn't one real number, or the losses of one step have different reductions.
+            TypeError: it is neither a tensor nor a number.
         """
-        self._recorded.append(self._loss_value(loss))
-        self._dropped = False
+        self._recorded.add(loss_value(loss, type(self).__name__), reduction)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # torch.amp.GradScaler asks right before it takes or skips a step: see RecordedLosses.
+        self._recorded.scaler_asks()
+        return False
+
+    @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients as in torch, and drop the recorded losses that belong to them."""
-        self._dropped = self._dropped or bool(self._recorded)
-        self._recorded.clear()
+        self._zero_grad_calls += 1
+        if self._recorded and not self._in_closure:
+            self._recorded.drop()
+            self._recorded.dropped_by_zero_grad = True
         super().zero_grad(set_to_none=set_to_none)
+        self._zeroed = {} if set_to_none else {id(g): g._version for g in self._gradients() if g is not None}
 
-    def _loss_value(self, loss: Any) -> Scalar:
+    _in_closure = False
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [p.grad for group in self.param_groups for p in group["params"]]
+
+    def _run(self, closure: Callable[[], Any]) -> tuple[Any, Scalar]:
+        """What the closure returned, and the loss."""
         name = type(self).__name__
-        if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise ValueError(
-                    f"{name} needs one number as the loss, and got a tensor of shape {tuple(loss.shape)}. "
-                    "Pass what backward() was called on, for example loss.mean()."
-                )
-            if loss.is_complex():
-                raise ValueError(f"{name} needs a real loss, and got a tensor of dtype {loss.dtype}.")
-            if loss.device.type == "cpu":
-                return float(loss.detach())
-            return loss.detach().reshape(()).to(scalar_dtype(loss.device), copy=True)
+        before = [(g, g._version) for g in self._gradients() if g is not None and self._zeroed.get(id(g)) != g._version]
+        calls = self._zero_grad_calls
+        self._in_closure = True
         try:
-            if isinstance(loss, (bool, str, bytes)):
-                raise TypeError
-            return float(loss)
-        except TypeError:
-            kind = type(loss).__name__
-            raise TypeError(f"{name} needs the loss as a tensor or a number, and got {kind}. {_HOW}") from None
+            with torch.enable_grad():
+                returned = closure()
+        finally:
+            self._in_closure = False
+        if self._recorded:
+            return returned, self._recorded.take()
+        if returned is None:
+            raise ValueError(f"the closure given to {name}.step() returned None. It has to return the loss.")
+        if before and self._zero_grad_calls == calls:
+            versions = {id(g): g._version for g in self._gradients() if g is not None}
+            if any(versions.get(id(g), version) != version for g, version in before):
+                raise RuntimeError(_ACCUMULATED.format(name=name))
+        return returned, loss_value(returned, name)
 
     def _take_loss(self, closure: Any, loss: Any) -> tuple[Any, Scalar]:
         """The loss as it was given, which ``step`` returns, and as a number."""
@@ -106,31 +137,26 @@ class TruncatedModelOptimizer(Optimizer):
                     f"{name}.step() takes a closure first, and got {type(closure).__name__}. "
                     "Pass a loss by name: optimizer.step(loss=loss)."
                 )
-            with torch.enable_grad():
-                loss = closure()
-            if loss is None:
-                raise ValueError(f"the closure given to {name}.step() returned None. It has to return the loss.")
+            return self._run(closure)
         if loss is not None:
             if self._recorded:
-                self._recorded.clear()
+                self._recorded.drop()
                 raise ValueError(
                     f"{name}.step() got a loss, and record_loss() had recorded one for this step already. "
                     "Use one of the two. (What was recorded is dropped now.)"
                 )
-            return loss, self._loss_value(loss)
+            return loss, loss_value(loss, name)
         if not self._recorded:
             why = ""
-            if self._dropped:
+            if self._recorded.dropped_by_zero_grad:
                 why = (
                     " A loss was recorded, but zero_grad() dropped it with the gradients: record it after zero_grad()."
                 )
-            raise RuntimeError(f"{name}.step() needs the loss, and none was given. {_HOW}{why}")
-        value = self._recorded[0]
-        for other in self._recorded[1:]:
-            value = value + other
-        value = value / len(self._recorded)
-        self._recorded.clear()
-        return None, value
+            raise RuntimeError(
+                f"{name}.step() needs the loss, and none was given. {HOW} With Lightning, by "
+                f"Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]).{why}"
+            )
+        return None, self._recorded.take()
 
     # ---- the step ----
 
@@ -139,7 +165,8 @@ class TruncatedModelOptimizer(Optimizer):
         """Take one step.
 
         Args:
-            closure: computes the loss and its gradients anew, and returns the loss.
+            closure: computes the loss and its gradients anew, and returns the loss. Where losses were recorded, also
+                while it runs, these count instead.
             loss: the loss whose gradient is in ``.grad``, a tensor with one element or a number.
 
         With neither, the losses given to :meth:`record_loss` are used.
@@ -148,73 +175,99 @@ class TruncatedModelOptimizer(Optimizer):
             The loss as it was given, or None if it was recorded.
 
         Raises:
-            RuntimeError: if there is no loss, or a gradient is sparse.
-            ValueError: if there are two, or the loss isn't one real number, or options that belong to the
-                loss rather than to the parameters (the momentum, ``lb``, ``use_fstar``) differ between groups.
+            RuntimeError: if there is no loss, or a closure added to gradients that were there before, or a gradient is
+                sparse, or ranks hold different parameters.
+            ValueError: if there are two losses, or the loss isn't one real number, or an option is out of range, or
+                options that belong to the loss rather than to the parameters (the momentum, ``lb``, ``use_fstar``)
+                differ between groups.
         """
+        return self._step(closure, loss)
+
+    @torch._disable_dynamo
+    def _step(self, closure: Any, loss: Any) -> Any:
         if closure is None and loss is None and not self._recorded and self._asked_to_initialise():
             return None
+        self._check_options()
         returned, value = self._take_loss(None if closure is _NOT_GIVEN else closure, loss)
+        if not self._warned:
+            self._warned = warn_if_not_finite(value, type(self).__name__)
         self._advance(value)
         return returned
 
     def _advance(self, loss: Scalar) -> None:
-        self._check_shared_options()
-        grads = [p.grad for group in self.param_groups for p in group["params"]]
-        plan = self._planned(grads)
-        options = self.param_groups[0]
-        beta = self._momentum(options)
-        bias_correction = options.get("bias_correction", True)
+        grads = self._gradients()
+        if {g.layout for g in grads if g is not None} - {torch.strided}:
+            raise RuntimeError(
+                f"{type(self).__name__} doesn't support sparse gradients: use dense ones (sparse=False), or "
+                "torch.optim.SparseAdam for these parameters."
+            )
+        blocks = self._prepared(grads)
+        assert self._memory is not None
+        home, options = self._memory.device, self.param_groups[0]
+        beta, from_zero = momentum_of(options), options.get("bias_correction", True)
 
-        # The averages take in this step.
-        options["step"] += 1
-        steps = plan.read(options["step"])
-        loss_average = average(plan.read(options["loss_average"]), plan.bring(loss), beta)
-        if plan.first and not bias_correction:
-            loss_average = plan.bring(loss)
-        rho = weight_sum(steps, beta, bias_correction)
-        gamma: Scalar = 0.0
-        terms: list[Term] = []
-        directions = []
-        for block in plan.blocks:
-            group = block.group
-            block.steps += 1
-            own_steps = block.own_steps()
-            direction = self.direction.of(group, own_steps, block.first)
-            directions.append(direction)
-            block_gamma, dx, du = block.update(direction, [grads[i] for i in block.positions])
-            block.first = False
-            gamma = gamma + plan.bring(block_gamma)
-            lr = plan.number(group["lr"])
-            cap = lr / plan.bring(weight_sum(own_steps, beta, bias_correction))
-            terms.append(Term(cap, 1 + lr * group["weight_decay"], plan.bring(dx), plan.bring(du)))
+        # The averages take in this step, and the parameters are summed over.
+        terms: list[list[Scalar]] = []
+        lrs = {id(group): self._number(group["lr"], home) for group in self.param_groups}
+        for block in blocks:
+            lr = bring(lrs[id(block.group)], block.device)
+            found = block.accumulate(grads, beta, from_zero, lr)
+            terms.append([bring(v, home) for v in found])
+        sums = self._reduced(bring(loss, home), terms, blocks, home)
 
         # How far the model allows to go.
-        floor = options["lb"]
-        answer = truncated_step(
-            loss_average=loss_average,
-            gamma=gamma,
-            rho=rho,
-            lower_bound=plan.read(options["lower_bound"]) if options["use_fstar"] else floor,
-            terms=terms,
-            use_fstar=options["use_fstar"],
-            floor=floor,
+        *numbers, steps = self._memory.tolist() if on_host(home) else self._memory.unbind()
+        memory = Memory(*numbers)
+        memory = memory._replace(lower_bound=where(memory.rho > 0, memory.lower_bound, options["lb"]))
+        step = truncated_step(
+            memory, sums, beta=beta, from_zero=from_zero, lb=options["lb"], use_fstar=options["use_fstar"]
         )
 
         # The parameters move.
-        for block, direction, term in zip(plan.blocks, directions, terms):
-            step = answer.multiplier * term.cap
-            if block.group.get("divide", True):
-                step, keep = step / term.decay, 1 / term.decay
-            else:
-                keep = 2 - term.decay
-            block.move(direction, block.bring(step), block.bring(keep))
+        for block in blocks:
+            block.move(bring(step.multiplier, block.device))
+        self._memory.copy_(self._vector([*step.memory, steps + 1], home))
+        scales = self.direction.scales
+        self._last = step, [lrs[id(group)] / (step.memory.rho if scales else 1.0) for group in self.param_groups]
 
-        plan.first = False
-        self._started = True
-        _write(options["loss_average"], loss_average)
-        _write(options["lower_bound"], answer.lower_bound)
-        self._last = answer, [plan.number(group["lr"]) / rho for group in self.param_groups], loss_average
+    def _reduced(self, loss: Scalar, terms: list[list[Scalar]], blocks: list[Block], home: torch.device) -> Sums:
+        """The sums over all parameters of all ranks."""
+        if self._reduction.group() is None:
+            totals: list[Scalar] = [sum(column) for column in zip(*terms)] or [0.0] * 5
+            for block in blocks:
+                if block.sharded:
+                    totals[0] = totals[0] + bring(block.update_gamma(block.gx), home)
+            return Sums(loss, *totals)
+        # What is sharded has gamma after the sums over its shards are known.
+        parts = [block.gx.to(home) * block.counted for block in blocks if block.sharded]
+        weighted = [sum(block.counted * v for block, v in zip(blocks, column)) for column in zip(*terms)]
+        own = self._vector([loss * self._reduction.weight([], 1), *(weighted or [0.0] * 5)], home)
+        held = [block for block in blocks if not block.sharded]
+        size = float(sum(p.numel() for block in held for p in block.members.whole_params))
+        every = self._reduction(torch.cat([own, *parts]), (size, sum(bring(b.positive, home) for b in held)))
+        first, at = every[: len(own)], len(own)
+        for block in blocks:
+            if block.sharded:
+                gx = every[at : at + len(block.gx)]
+                first[1] += bring(block.update_gamma(gx.to(block.device)), home)
+                at += len(gx)
+        return Sums(*(first.tolist() if on_host(home) else first.unbind()))
+
+    @staticmethod
+    def _number(lr: Scalar, home: torch.device) -> Scalar:
+        """A learning rate: a number, unless it is on a device."""
+        if not isinstance(lr, Tensor):
+            return lr
+        lr = lr.detach().reshape(())
+        return lr.item() if on_host(lr.device) else bring(lr.double(), home)
+
+    @staticmethod
+    def _vector(values: list[Scalar], device: torch.device) -> Tensor:
+        """Scalars as one tensor, made on the device."""
+        if on_host(device):
+            return torch.tensor([float(v) for v in values], dtype=torch.float64)
+        full = (v if isinstance(v, Tensor) else torch.full((), v, device=device) for v in values)
+        return torch.stack([v.to(device, torch.float64, non_blocking=True).reshape(()) for v in full])
 
     def diagnostics(self) -> dict[str, Tensor]:
         r"""What the last step did, as tensors on the parameters' device (nothing is copied to the host).
@@ -231,144 +284,116 @@ class TruncatedModelOptimizer(Optimizer):
         Raises:
             RuntimeError: before the first step.
         """
-        if self._last is None or self._plan is None:
+        if self._last is None or self._memory is None:
             raise RuntimeError("diagnostics() tells about the last step, and none has been taken yet.")
-        answer, caps, loss_average = self._last
-        cap = torch.stack([self._plan.tensor(c).to(scalar_dtype(self._plan.home)) for c in caps])
+        step, caps = self._last
+        home = self._memory.device
+        cap = self._vector(caps, home)
+        multiplier, adaptive, capped, average, bound = self._vector(
+            [step.multiplier, step.adaptive, step.capped, step.memory.average, step.memory.lower_bound], home
+        ).unbind()
         return {
-            "step_size": self._plan.tensor(answer.multiplier) * cap,
-            "adaptive_term": self._plan.tensor(answer.adaptive) * cap,
+            "step_size": multiplier * cap,
+            "adaptive_term": adaptive * cap,
             "cap": cap,
-            "capped": self._plan.tensor(answer.capped, torch.bool),
-            "loss_average": self._plan.tensor(loss_average),
-            "lower_bound": self._plan.tensor(answer.lower_bound),
+            "capped": capped.bool(),
+            "loss_average": average,
+            "lower_bound": bound,
         }
 
     # ---- groups and options ----
 
-    @staticmethod
-    def _momentum(group: dict[str, Any]) -> float:
-        raise NotImplementedError
-
-    def _check_options(self, group: dict[str, Any]) -> None:
-        """Raise ValueError for options out of range."""
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"lr as a tensor must have one element, and has the shape {tuple(lr.shape)}.")
-        check_number("lr", float(lr), 0)
-        check_number("weight_decay", group["weight_decay"], 0)
-        lb = group["lb"]
-        if not isinstance(lb, (int, float)) or math.isnan(lb) or lb == math.inf:
-            raise ValueError(f"lb must be a number below the loss, and is {lb!r}.")
-        if group.get("maximize"):
-            raise ValueError(
-                "maximize isn't supported: the step size needs a lower bound of the loss. Negate the loss."
-            )
-
-    def _check_shared_options(self) -> None:
-        first = self.param_groups[0]
-        for group in self.param_groups[1:]:
-            if self._momentum(group) != self._momentum(first):
-                raise ValueError(
-                    "all parameter groups must have the same momentum, because there is one average of the loss: "
-                    f"got {self._momentum(first)} and {self._momentum(group)}."
-                )
-            for name in self._shared_options:
-                if group.get(name) != first.get(name):
-                    raise ValueError(
-                        f"all parameter groups must have the same {name}, because it belongs to the loss: "
-                        f"got {first[name]} and {group[name]}."
-                    )
+    def _check_options(self) -> None:
+        """Check the options where they have changed: they may be set at any time."""
+        now = [tuple(v for k, v in group.items() if k != "params") for group in self.param_groups]
+        if now == self._checked_options and not any(isinstance(group["lr"], Tensor) for group in self.param_groups):
+            return
+        for group in self.param_groups:
+            check_options(group)
+        check_shared(self.param_groups)
+        self._checked_options = now
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in torch, at any time.
 
         It may have its own ``lr``, ``weight_decay`` (and ``eps``, second beta and ``divide`` in ``MomoAdam``).
         """
+        if "beta" in self.defaults and isinstance(param_group, dict) and {"beta", "momentum"} & set(param_group):
+            beta = param_group.get("beta", param_group.get("momentum"))
+            param_group = {**param_group, "beta": beta, "momentum": beta}
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        group = self.param_groups[-1] = Options(self.param_groups[-1])
         try:
-            self._check_options(group)
-            self._check_shared_options()
+            check_options(group)
+            check_shared(self.param_groups)
             for p in group["params"]:
                 if not p.is_floating_point():
                     raise ValueError(f"{type(self).__name__} needs real floating-point parameters, and got {p.dtype}.")
+                if type(p).__name__ == "FlatParameter":
+                    raise ValueError(
+                        f"{type(self).__name__} doesn't work with FullyShardedDataParallel's flat parameters: use "
+                        "fully_shard (FSDP2)."
+                    )
         except ValueError:
             self.param_groups.pop()
             raise
-        self._plan = None
-        self._share_scalars()
+        self._blocks = None
+        self._reduction = Reduction(self._reduction.process_group, type(self).__name__)
 
-    def _share_scalars(self) -> None:
-        """Let all groups hold the same tensors for what belongs to the loss."""
-        first = self.param_groups[0]
-        if "step" not in first:
-            home = self._home()
-            dtype = scalar_dtype(home)
-            first["step"] = torch.zeros((), dtype=dtype, device=home)
-            first["loss_average"] = torch.zeros((), dtype=dtype, device=home)
-            first["lower_bound"] = torch.full((), first["lb"], dtype=dtype, device=home)
-        for group in self.param_groups[1:]:
-            for name in _SCALARS:
-                group[name] = first[name]
-
-    def _home(self) -> torch.device:
-        """Where the scalars are: on the CPU only if all parameters are."""
-        devices = [p.device for group in self.param_groups for p in group["params"]]
-        return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+    def __repr__(self) -> str:
+        """The options of each group, as in torch, but for the values of tensors on a device."""
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}")
+            for key in sorted(group.keys() - {"params", "momentum"}):
+                value = group[key]
+                on_device = isinstance(value, Tensor) and value.device.type != "cpu"
+                lines.append(f"    {key}: {f'a tensor on {value.device}' if on_device else value}")
+        return "\n".join([*lines, ")"])
 
     # ---- the state ----
 
+    def _home(self) -> torch.device:
+        """Where the scalars are: on the CPU only if all parameters' scalars are."""
+        devices = [scalar_device(p.device) for group in self.param_groups for p in group["params"]]
+        return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+
     def _state_of(self, p: Tensor) -> dict[str, Any]:
-        state = self.state[p]
+        state: dict[str, Any] = self.state[p]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state["gamma"] = torch.zeros((), dtype=scalar_dtype(p.device), device=p.device)
+            for name, dtype in SCALARS.items():
+                state[name] = torch.zeros((), dtype=dtype, device=scalar_device(p.device))
             for name in self.direction.buffers:
-                state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state[name] = torch.zeros_like(p, memory_format=torch.preserve_format, dtype=compute_dtype(p.dtype))
+        if self._memory is not None:
+            state.update(zip(_OF_THE_LOSS, self._memory.unbind()))
         return state
 
-    def _planned(self, grads: list[Tensor | None]) -> _Plan:
-        """How the passes go over the parameters that have a gradient now."""
-        active = [g is not None for g in grads]
-        plan = self._plan
-        if plan is None or plan.active != active or plan.state is not self.state or plan.count != len(self.state):
-            plan = self._plan = self._make_plan(active)
-        for g in grads:
-            if g is not None and g.layout is not torch.strided:
-                raise RuntimeError(
-                    f"{type(self).__name__} doesn't support sparse gradients: use dense ones (sparse=False), "
-                    "or torch.optim.SparseAdam for these parameters."
-                )
-        return plan
+    def _prepared(self, grads: list[Tensor | None]) -> list[Block]:
+        """The blocks of all parameters that have ever had a gradient."""
+        if self._blocks is not None and self._blocks_state is self.state and len(self.state) == len(self._known):
+            if all(i in self._known for i, g in enumerate(grads) if g is not None):
+                return self._blocks
+        elif self._blocks is not None:
+            self._memory = None  # the state is another one
+        params = [p for group in self.param_groups for p in group["params"]]
+        wanted = {i for i, p in enumerate(params) if grads[i] is not None or self.state.get(p)}
+        self._remember(params)
+        self._blocks = make_blocks(
+            self.param_groups, wanted, self._state_of, self.direction,
+            shards=shards, counted=self._reduction.weight, scratch=self._scratch, fused=self._fused,
+        )  # fmt: skip
+        self._known, self._blocks_state = wanted, self.state
+        return self._blocks
 
-    def _make_plan(self, active: list[bool]) -> _Plan:
+    def _remember(self, params: list[Tensor]) -> None:
+        """Have what belongs to the loss at hand, from the state if there is one."""
+        if self._memory is not None:
+            return
         home = self._home()
-        options = self.param_groups[0]
-        for name in _SCALARS:
-            options[name] = options[name].to(home)
-        self._share_scalars()
-        scratch = Scratch() if self._plan is None else self._plan.scratch
-        members: dict[Any, list[tuple[int, Tensor, dict[str, Any]]]] = {}
-        position = 0
-        for index, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                if active[position]:
-                    # The number of steps is read from the device only if there may have been any.
-                    known = p in self.state and bool(self.state[p])
-                    state = self._state_of(p)
-                    key = index, p.device, p.dtype, state["step"].item() if known else 0.0
-                    members.setdefault(key, []).append((position, p, state))
-                position += 1
-        blocks = []
-        for (index, _, _, steps), found in members.items():
-            positions, params, states = map(list, zip(*found))
-            block = Block(self.param_groups[index], positions, params, states, self.direction.buffers, scratch)
-            block.first = steps == 0
-            blocks.append(block)
-        if self._started is None:
-            self._started = options["step"].item() > 0
-        return _Plan(active, blocks, home, scratch, self.state, len(self.state), not self._started)
+        saved = next((self.state[p] for p in params if self.state.get(p)), None)
+        values = [saved[name] for name in _OF_THE_LOSS] if saved is not None else [0.0] * len(_OF_THE_LOSS)
+        self._memory = self._vector(values, home)
 
     def _asked_to_initialise(self) -> bool:
         """Whether this is ``torch.distributed.checkpoint`` making the state, with a step that is none.
@@ -381,6 +406,7 @@ class TruncatedModelOptimizer(Optimizer):
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not params or any(p.grad.any() for p in params):
             return False
+        self._remember(params)
         for p in params:
             self._state_of(p)
         return True
@@ -395,25 +421,20 @@ class TruncatedModelOptimizer(Optimizer):
             ValueError: if it isn't the state of this kind of optimizer, or its groups don't fit.
         """
         loaded: dict[str, Any] = {}
+        name = type(self).__name__
+        needed = (*SCALARS, *self.direction.buffers, *_OF_THE_LOSS)
 
         def keep(_: Optimizer, given: dict[str, Any]) -> None:
             loaded.update(given)
-            if "betas" not in self.defaults and any("betas" in group for group in given["param_groups"]):
-                raise ValueError(
-                    f"this isn't the state of a {type(self).__name__}: it has betas, as Adam's methods do."
-                )
+            own = "betas" if "betas" in self.defaults else "beta"
+            if any(own not in group for group in given["param_groups"]):
+                raise ValueError(f"this isn't the state of a {name}: its groups have no {own}.")
             for state in given["state"].values():
-                missing = [n for n in ("step", "gamma", *self.direction.buffers) if n not in state]
+                missing = [n for n in needed if n not in state]
                 if missing:
                     raise ValueError(
-                        f"this isn't the state of a {type(self).__name__}: it has no {', '.join(missing)}. (The state of "
-                        "momo-opt 0.1.0 can't be continued: it lacks the average of the losses and the lower bound.)"
-                    )
-            for group in given["param_groups"]:
-                missing = [n for n in _SCALARS if n not in group]
-                if missing:
-                    raise ValueError(
-                        f"this isn't the state of a {type(self).__name__}: its groups have no {', '.join(missing)}."
+                        f"this isn't the state of a {name}: it has no {', '.join(missing)}. (The state of momo-opt 0.1.0 "
+                        "can't be continued: it lacks the average of the losses and the lower bound.)"
                     )
 
         def restore(_: Optimizer) -> None:
@@ -421,10 +442,16 @@ class TruncatedModelOptimizer(Optimizer):
             ids = [i for group in loaded["param_groups"] for i in group["params"]]
             params = [p for group in self.param_groups for p in group["params"]]
             for i, p in zip(ids, params):
-                if i in loaded["state"]:
-                    saved = loaded["state"][i]
-                    self.state[p]["step"] = saved["step"].to(p.device, torch.float32, copy=True)
-                    self.state[p]["gamma"] = saved["gamma"].to(p.device, scalar_dtype(p.device), copy=True)
+                saved = loaded["state"].get(i)
+                if saved is None:
+                    continue
+                where_to = scalar_device(p.device)
+                for n in (*SCALARS, *_OF_THE_LOSS):
+                    dtype = SCALARS.get(n, torch.float64)
+                    self.state[p][n] = torch.as_tensor(saved[n]).to(where_to, dtype, copy=True)
+                if compute_dtype(p.dtype) is not p.dtype:
+                    for n in self.direction.buffers:
+                        self.state[p][n] = saved[n].to(p.device, compute_dtype(p.dtype), copy=True)
 
         handles = [
             self.register_load_state_dict_pre_hook(keep),
@@ -436,67 +463,15 @@ class TruncatedModelOptimizer(Optimizer):
             for handle in handles:
                 handle.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_fused": self._fused}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        fused = state.pop("_fused", self.__dict__.get("_fused"))
         super().__setstate__(state)
-        self._reset()
-        self._started = None
-        for group in self.param_groups:
+        before = self.__dict__.get("_reduction")
+        self._set_up(fused, before.process_group if before is not None else None)
+        for i, group in enumerate(self.param_groups):
+            self.param_groups[i] = Options(group)
             for name, value in self.defaults.items():
-                group.setdefault(name, value)
-        self._share_scalars()
-
-
-class _Plan:
-    """The blocks of parameters that take part in a step, and where the scalars are."""
-
-    def __init__(
-        self,
-        active: list[bool],
-        blocks: list[Block],
-        home: torch.device,
-        scratch: Scratch,
-        state: Any,
-        count: int,
-        first: bool,
-    ) -> None:
-        self.active = active
-        self.blocks = blocks
-        self.home = home
-        self.scratch = scratch
-        self.state = state
-        self.count = count
-        self.first = first
-        self.host = passes.on_host(home)
-
-    def read(self, scalar: Tensor) -> Scalar:
-        """A scalar of the state, to compute with: a number if all parameters are on the CPU."""
-        return scalar.item() if self.host else scalar
-
-    def bring(self, scalar: Scalar) -> Scalar:
-        """A scalar from any device."""
-        if not isinstance(scalar, Tensor):
-            return scalar
-        return scalar.item() if self.host else scalar.to(self.home, non_blocking=True)
-
-    def number(self, lr: Scalar) -> Scalar:
-        """A learning rate: a number, unless it is on a device."""
-        if not isinstance(lr, Tensor):
-            return lr
-        lr = lr.detach().reshape(())
-        return lr.item() if lr.device.type == "cpu" else self.bring(lr)
-
-    def tensor(self, value: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor, made on the device."""
-        if isinstance(value, Tensor):
-            return value
-        return torch.full((), value, dtype=dtype or scalar_dtype(self.home), device=self.home)
-
-
-def _write(scalar: Tensor, value: Scalar) -> None:
-    scalar.copy_(value) if isinstance(value, Tensor) else scalar.fill_(value)
-
-
-def check_number(name: str, value: Any, least: float, below: float = math.inf) -> None:
-    if not isinstance(value, (int, float)) or not least <= value < below:
-        wanted = f"at least {least} and below {below}" if below < math.inf else f"finite and at least {least}"
-        raise ValueError(f"{name} must be {wanted}, and is {value!r}.")
+                self.param_groups[i].setdefault(name, value)

@@ -4,8 +4,9 @@ import os
 
 import pytest
 import torch
+from support import only_torch_passes
 
-from momo import native
+from momo.passes.compiled import why_not
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -16,23 +17,20 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """The library is compiled here, not found in the user's cache folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+@pytest.fixture(scope="session")
+def compiled_passes():
+    """A test that needs them; CI always has a compiler."""
+    reason = why_not(torch.device("cpu"), torch.float32)
+    if reason is not None:
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @pytest.fixture(params=["compiled", "torch"], scope="module")
-def passes(request, own_cache):
+def passes(request):
     """Run a module's tests with the compiled passes, and again with torch's operations."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
-            patch.setenv("MOMO_NATIVE", "0")
+            only_torch_passes(patch)
         else:
-            patch.delenv("MOMO_NATIVE", raising=False)
-            if native.library() is None:
-                message = native.status()
-                pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+            request.getfixturevalue("compiled_passes")
         yield request.param

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from momo import Momo, MomoAdam
-from momo.step_size import Term, average, truncated_step, weight_sum
+from momo.method import Memory, Sums, average, truncated_step, weight_of_new
 
 both_passes = pytest.mark.usefixtures("passes")
 
@@ -45,8 +45,7 @@ def train(make, steps=30, seed=0, shift=0.0, before=None):
 
 def model_of(optimizer, x):
     """The averaged linear model at x, from the state alone."""
-    group = optimizer.param_groups[0]
-    value = group["loss_average"].clone()
+    value = next(iter(optimizer.state.values()))["loss_average"].clone()
     for p, at in zip((p for g in optimizer.param_groups for p in g["params"]), x):
         state = optimizer.state[p]
         value += (state["exp_avg"] * at).sum() - state["gamma"]
@@ -206,54 +205,65 @@ def test_splitting_a_group_changes_nothing(cls, use_fstar):
 
 numbers = st.floats(-3, 3)
 positive = st.floats(0, 3)
-runs = st.lists(
-    st.tuples(numbers, numbers, positive, st.floats(0, 1), numbers, st.booleans(), numbers, positive),
-    min_size=1,
-    max_size=5,
-)
+runs = st.lists(st.tuples(*[numbers] * 5, st.floats(0, 1), positive, st.floats(0, 1)), min_size=1, max_size=5)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(runs=runs, rho=st.floats(0.01, 1), groups=st.integers(1, 3))
-def test_numbers_tensors_and_stacked_runs_agree(runs, rho, groups):
-    def arguments(f, gamma, lr, decay, bound, fstar, dx, du):
-        terms = [Term(lr * (i + 1), 1 + lr * decay, dx, du + i) for i in range(groups)]
-        return dict(loss_average=f, gamma=gamma, rho=rho, lower_bound=bound, terms=terms, use_fstar=fstar, floor=-1.0)
+@given(
+    runs=runs, beta=st.floats(0, 0.99), from_zero=st.booleans(), use_fstar=st.booleans(), rho=st.sampled_from([0, 1])
+)
+def test_numbers_tensors_and_stacked_runs_agree(runs, beta, from_zero, use_fstar, rho):
+    def flat(before, loss, gamma, dx, bound, decay, descent, own_rho):
+        memory = Memory(before * rho, own_rho * rho, bound)
+        c = 1 + decay
+        sums = Sums(loss, gamma, dx, dx / c, descent, descent / c)
+        step = truncated_step(memory, sums, beta=beta, from_zero=from_zero, lb=-1.0, use_fstar=use_fstar)
+        return *step[:3], *step.memory
 
-    columns = [torch.tensor(c, dtype=torch.bool if i == 5 else torch.float64) for i, c in enumerate(zip(*runs))]
-    together = truncated_step(**arguments(*columns))
+    columns = [torch.tensor(c, dtype=torch.float64) for c in zip(*runs)]
+    together = flat(*columns)
     for i, run in enumerate(runs):
-        single = truncated_step(**arguments(*run))
-        zero_dim = truncated_step(**arguments(*(c[i] for c in columns)))
-        for all_runs, number, tensor in zip(together, single, zero_dim):
-            expected = float(number)
+        for all_runs, number, tensor in zip(together, flat(*run), flat(*(c[i] for c in columns))):
+            expected = pytest.approx(float(number), rel=1e-9, abs=1e-12, nan_ok=True)
             if isinstance(all_runs, torch.Tensor) and all_runs.dim():
-                assert float(all_runs[i]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-            assert float(tensor) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+                assert float(all_runs[i]) == expected
+            assert float(tensor) == expected
 
 
 def test_nothing_to_gain_is_no_step_and_nan_is_passed_on():
-    def t(**changed):
-        term = Term(changed.pop("cap", 1.0), 1.0, 0.0, changed.pop("du", 1.0))
-        values = dict(loss_average=1.0, gamma=0.0, rho=1.0, lower_bound=0.0) | changed
-        numbers = truncated_step(terms=[term], **values).multiplier
-        tensors = truncated_step(
-            terms=[Term(*(torch.tensor(v) for v in term))], **{k: torch.tensor(v) for k, v in values.items()}
-        ).multiplier
-        assert numbers == pytest.approx(tensors.item(), nan_ok=True)
-        return numbers
+    def t(lb=0.0, memory=Memory(1.0, 1.0, 0.0), **changed):
+        sums = dict(loss=1.0, gamma=0.0, dx=0.0, decayed_dx=0.0, descent=1.0, decayed_descent=1.0) | changed
+        options = dict(beta=0.5, from_zero=False, lb=lb)
+        number = truncated_step(memory, Sums(**sums), **options).multiplier
+        tensors = (kind(*map(torch.tensor, values)) for kind, values in ((Memory, memory), (Sums, sums.values())))
+        assert number == pytest.approx(truncated_step(*tensors, **options).multiplier.item(), nan_ok=True)
+        return number
 
     assert t() == 1
-    assert t(du=0.0) == 0 and t(cap=0.0) == 0
-    assert math.isnan(t(loss_average=math.nan)) and math.isnan(t(du=math.nan))
-    assert t(lower_bound=-math.inf) == 1 and t(loss_average=math.inf) == 1
+    assert t(decayed_descent=0.0) == 0
+    assert math.isnan(t(gamma=math.nan)) and math.isnan(t(decayed_descent=math.nan))
+    assert t(lb=-math.inf) == 1
+    first = Memory(0.0, 0.0, 0.0)
+    assert t(memory=first, loss=math.inf) == 1 and math.isnan(t(memory=first, loss=math.nan))
+    for bad in (math.nan, math.inf, -math.inf):  # the average of the losses so far, 0.25 / 0.5, stands for it
+        before = Memory(0.25, 0.5, 0.0)
+        assert t(memory=before, loss=bad, gamma=-0.1) == pytest.approx(t(memory=before, loss=0.5, gamma=-0.1))
+        # A first loss that wasn't finite is forgotten as soon as another one comes.
+        assert t(memory=Memory(bad, 0.5, 0.0), loss=0.5) == pytest.approx(t(memory=before, loss=0.5))
 
 
-def test_averages():
-    k = torch.tensor([1.0, 2.0])
-    torch.testing.assert_close(weight_sum(k, 0.9), torch.tensor([0.1, 0.19]))
-    first = torch.tensor([True, False])
-    torch.testing.assert_close(average(torch.zeros(2), torch.ones(2), 0.5, first), torch.tensor([1.0, 0.5]))
+def test_the_sum_of_weights_where_the_momentum_changes():
+    betas = [0.9, 0.5, 0.0, 0.95, 0.85]
+    for from_zero in (True, False):
+        rho, weights = 0.0, []
+        for beta in betas:
+            new = weight_of_new(beta, rho, from_zero)
+            weights = [(1 - new) * w for w in weights] + [new]
+            rho = average(rho, 1.0, new)
+            assert rho == pytest.approx(sum(weights)) and (from_zero or rho == 1)
+    torch.testing.assert_close(
+        weight_of_new(0.9, torch.tensor([0.0, 1.0]), False), torch.tensor([1.0, 0.1]).double(), rtol=1e-6, atol=0
+    )
 
 
 def test_a_copy_goes_its_own_way():
@@ -266,4 +276,5 @@ def test_a_copy_goes_its_own_way():
     before = params[0].detach().clone()
     other.step(loss=2.0)
     assert torch.equal(params[0], before)
-    assert optimizer.param_groups[0]["step"] == 1 and other.param_groups[0]["step"] == 2
+    assert optimizer.state[params[0]]["loss_step"] == 1
+    assert other.state[other.param_groups[0]["params"][0]]["loss_step"] == 2

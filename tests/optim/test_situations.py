@@ -195,7 +195,7 @@ def test_no_gradient_at_all(cls):
     p.grad = None
     optimizer = cls([p])
     optimizer.step(loss=3.0)
-    assert optimizer.param_groups[0]["step"] == 1 and not optimizer.state
+    assert not optimizer.state
     assert optimizer.diagnostics()["step_size"].item() == 0
 
 
@@ -225,7 +225,7 @@ def test_parameters_of_several_dtypes_and_kinds(cls):
         optimizer.step(loss=1.0)
     for p, b in zip(params, before):
         assert p.isfinite().all() and (p.numel() == 0 or not torch.equal(p, b))
-        assert optimizer.state[p]["exp_avg"].dtype is p.dtype
+        assert optimizer.state[p]["exp_avg"].dtype is (torch.float64 if p.dtype is torch.float64 else torch.float32)
 
 
 @both
@@ -300,7 +300,7 @@ def test_what_cannot_be_optimised(cls):
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step(loss=1.0)
-    assert optimizer.param_groups[0]["step"] == 0
+    assert not optimizer.state
 
 
 @pytest.mark.parametrize(
@@ -331,11 +331,11 @@ def test_options_that_must_not_differ_between_groups():
     for options in ({"beta": 0.5}, {"lb": 1.0}, {"use_fstar": True}, {"bias_correction": True}):
         with pytest.raises(ValueError, match="all parameter groups"):
             Momo([{"params": [leaf(3)]}, {"params": [leaf(3)], **options}])
-    with pytest.raises(ValueError, match="same momentum"):
+    with pytest.raises(ValueError, match=r"same betas\[0\]"):
         MomoAdam([{"params": [leaf(3)]}, {"params": [leaf(3)], "betas": (0.5, 0.999)}])
     optimizer = MomoAdam([{"params": [leaf(3)]}, {"params": [leaf(3)], "betas": (0.9, 0.99)}])
     optimizer.param_groups[1]["betas"] = (0.8, 0.99)
-    with pytest.raises(ValueError, match="same momentum"):
+    with pytest.raises(ValueError, match=r"same betas\[0\]"):
         optimizer.step(loss=1.0)
 
 
@@ -374,8 +374,8 @@ def test_memory(cls, shapes):
         for s in optimizer.state.values()
         for t in s.values()
     }
-    assert sum(kept.values()) <= (1 if cls is Momo else 2) * size + 64 * len(params)
-    scratch = sum(t.untyped_storage().nbytes() for t in optimizer._plan.scratch._kept.values())
+    assert sum(kept.values()) <= (1 if cls is Momo else 2) * size + 128 * len(params)
+    scratch = sum(t.untyped_storage().nbytes() for t in optimizer._scratch._kept.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:

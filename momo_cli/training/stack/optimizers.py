@@ -15,7 +15,9 @@ import torch
 
 from momo.directions import Adam as AdamDirection
 from momo.directions import Momentum as MomentumDirection
-from momo.step_size import Scalar, Term, average, truncated_step, weight_sum
+from momo.method import Memory, Scalar, Sums, average, truncated_step, weight_of_new
+from momo.options import momentum_of
+from momo.passes.members import has_double
 from momo_cli.plan.grid import RunSpec
 from momo_cli.training.run.stepper import Stepper
 
@@ -98,8 +100,9 @@ class AdamRows(_Vectorized):
             x.mul_(1 - lr * self.decay)
         elif self.decays:
             g = g + self.decay * x
-        u = AdamDirection.of(self.arguments, self.steps, False).accumulate(g, self.buffers, torch.empty_like(x))
-        x.sub_(lr / weight_sum(self.steps, self.arguments["betas"][0]) * u)
+        beta = self.arguments["betas"][0]
+        u = AdamDirection.of(self.arguments, 1 - beta, self.steps).accumulate(g, self.buffers, torch.empty_like(x))
+        x.sub_(lr / (1 - beta**self.steps) * u)
 
 
 class AdamWRows(AdamRows):
@@ -117,37 +120,39 @@ class _TruncatedRows(_Vectorized):
     def __init__(self, specs: Sequence[RunSpec], x: torch.Tensor, arguments: dict[str, Any]) -> None:
         super().__init__(specs, x, {"bias_correction": True, "divide": True} | arguments)
         self.buffers = [torch.zeros_like(x) for _ in self.direction.buffers]
-        self.loss_average, self.gamma = x.new_zeros(len(x)), x.new_zeros(len(x))
-        self.lower_bound = x.new_full((len(x),), float(arguments["lb"]))
+        # As in momo: what nearly cancels in the step size is summed and kept in double precision.
+        self._dtype = torch.float64 if has_double(x.device) else torch.float32
+        self.loss_average, self.rho, self.gamma, self.lower_bound = (
+            x.new_full((len(x),), value, dtype=self._dtype) for value in (0.0, 0.0, 0.0, float(arguments["lb"]))
+        )
         self.first = not self.arguments["bias_correction"]  # the averages start at their first values
 
     def step(self, x: torch.Tensor, g: torch.Tensor, losses: torch.Tensor, factor: Scalar) -> dict[str, Any]:
         self.steps += 1
-        arguments, corrected = self.arguments, self.arguments["bias_correction"]
-        beta = arguments["beta"] if "beta" in arguments else arguments["betas"][0]
-        first, self.first = self.first, False
+        arguments, from_zero = self.arguments, self.arguments["bias_correction"]
+        beta = momentum_of(arguments)
+        weight = weight_of_new(beta, 0.0 if self.first else 1.0, from_zero)
+        self.first = False
         lr = factor * self.lr
         decay = 1 + lr * self.decay
-        rho = weight_sum(self.steps, beta, corrected)
-        gx = (g * x).sum(1)
-        direction = self.direction.of(arguments, self.steps, first)
-        u = direction.accumulate(g, self.buffers, torch.empty_like(x))
-        d = self.buffers[0]
-        self.loss_average.copy_(average(self.loss_average, losses.to(x.dtype), beta, first))
-        self.gamma.copy_(average(self.gamma, gx, beta, first))
+        gx = (g * x).sum(1, dtype=self._dtype)
+        u = self.direction.of(arguments, weight, self.steps).accumulate(g, self.buffers, torch.empty_like(x))
+        dx, du = ((self.buffers[0] * other).sum(1, dtype=self._dtype) for other in (x, u))
+        self.gamma.copy_(average(self.gamma, gx, weight))
+        cap, c = lr[:, 0].to(self._dtype) / average(self.rho, 1.0, weight), decay[:, 0]
         answer = truncated_step(
-            loss_average=self.loss_average,
-            gamma=self.gamma,
-            rho=rho,
-            lower_bound=self.lower_bound,
-            terms=[Term(lr[:, 0] / rho, decay[:, 0], (d * x).sum(1), (d * u).sum(1))],
+            Memory(self.loss_average, self.rho, self.lower_bound),
+            Sums(losses.to(self._dtype), self.gamma, dx, dx / c, cap * du, cap * du / c),
+            beta=beta,
+            from_zero=from_zero,
+            lb=float(arguments["lb"]),
             use_fstar=arguments["use_fstar"],
-            floor=float(arguments["lb"]),
         )
+        self.loss_average.copy_(answer.memory.average)
+        self.rho.copy_(answer.memory.rho)
         if arguments["use_fstar"]:
-            self.lower_bound.copy_(answer.lower_bound)
-        cap = lr[:, 0] / rho
-        moved = (answer.multiplier * cap)[:, None] * u
+            self.lower_bound.copy_(answer.memory.lower_bound)
+        moved = (answer.multiplier * cap).to(x.dtype)[:, None] * u
         if not self.decays:
             x.sub_(moved)
         elif arguments["divide"]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import ROOT, only_torch_passes
 
-from momo import Momo, MomoAdam, native
+from momo import Momo, MomoAdam
+from momo.passes import compiled
 
 both = pytest.mark.parametrize("cls", [Momo, MomoAdam])
 CHUNK = 16384
@@ -24,15 +27,14 @@ SIZES = [(), (1,), (2,), (15,), (17,), (3, 5), (CHUNK - 1,), (CHUNK,), (CHUNK + 
 
 
 @pytest.fixture(autouse=True)
-def compiled(monkeypatch, own_cache):
-    monkeypatch.delenv("MOMO_NATIVE", raising=False)
-    if native.library() is None:
-        pytest.fail(native.status()) if os.environ.get("CI") else pytest.skip(native.status())
+def needs_the_library(compiled_passes):
+    pass
 
 
-def with_switch(value, act):
+def with_passes(compiled_ones, act):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MOMO_NATIVE", value)
+        if not compiled_ones:
+            only_torch_passes(patch)
         return act()
 
 
@@ -49,8 +51,8 @@ def train(cls, shapes, steps=3, dtype=torch.float32, seed=0, change=None, **opti
     return params, optimizer
 
 
-def listed(optimizer):
-    return [piece for block in optimizer._plan.blocks for piece in block.listed]
+def uses_compiled(optimizer):
+    return [isinstance(block._passes, compiled.CompiledPasses) for block in optimizer._blocks]
 
 
 def assert_same(one, other, **tolerance):
@@ -78,8 +80,8 @@ def assert_same(one, other, **tolerance):
 )
 def test_the_same_as_with_torch(shapes, cls, dtype, options, beta, seed):
     options |= {"beta": beta} if cls is Momo else {"betas": (beta, 0.99)}
-    one, other = (with_switch(v, lambda: train(cls, shapes, dtype=dtype, seed=seed, **options)) for v in "10")
-    assert bool(listed(one[1])) == any(p.numel() for p in one[0]) and not listed(other[1])
+    one, other = (with_passes(c, lambda: train(cls, shapes, dtype=dtype, seed=seed, **options)) for c in (True, False))
+    assert all(uses_compiled(one[1])) and not any(uses_compiled(other[1]))
     tolerance = dict(rtol=1e-10, atol=1e-10) if dtype is torch.float64 else dict(rtol=1e-4, atol=1e-5)
     assert_same(one, other, **tolerance)
 
@@ -93,11 +95,11 @@ def test_what_is_not_finite_stays_so(cls, bad, where):
             params[0].grad[where] = bad
 
     def final(value):
-        params, optimizer = with_switch(value, lambda: train(cls, [(CHUNK + 2,), (3,)], change=spoil))
+        params, optimizer = with_passes(value, lambda: train(cls, [(CHUNK + 2,), (3,)], change=spoil))
         return [t.isnan() for p in params for t in (p.detach(), *optimizer.state[p].values())]
 
-    assert any(t.any() for t in final("1"))
-    assert all(torch.equal(a, b) for a, b in zip(final("1"), final("0")))
+    assert any(t.any() for t in final(True))
+    assert all(torch.equal(a, b) for a, b in zip(final(True), final(False)))
 
 
 @pytest.fixture
@@ -112,8 +114,8 @@ def some_threads():
 def test_the_number_of_threads_and_whose_they_are_change_nothing(cls, dtype, some_threads, monkeypatch):
     shapes = [(700, 701), (5,), *[(100, 100)] * 20, (CHUNK + 1,)]
     found = []
-    for team in (native.library()._team, None):
-        monkeypatch.setattr(native.library(), "_team", team)
+    for team in (compiled._team(), (os.getpid(), None)):
+        monkeypatch.setattr(compiled, "_team", lambda team=team: team)
         for threads in (1, 2, 4, 64):
             some_threads(threads)
             found.append(train(cls, shapes, dtype=dtype, weight_decay=0.1))
@@ -156,7 +158,7 @@ def test_half_precision_and_other_devices_have_no_tables(cls):
         p.grad = torch.ones_like(p)
         optimizer = cls([p], lr=0.1)
         optimizer.step(loss=1.0)
-        assert not listed(optimizer) and (p < 1).all()
+        assert not any(uses_compiled(optimizer)) and (p < 1).all()
 
 
 # ---- on the right memory ----
@@ -191,15 +193,15 @@ def shared(k, params):
 
 @both
 @pytest.mark.parametrize("change", [replaced, into_one_storage, transposed, shared])
-@pytest.mark.parametrize("switch", ["1", "0"])
+@pytest.mark.parametrize("switch", [True, False])
 def test_parameters_whose_memory_is_replaced(cls, change, switch):
     shapes = [(400, 500), (400, 500), (3, 5), (3, 5), (7,), (7,)]
-    one, other = (with_switch(switch, lambda: train(cls, shapes, steps=4, change=c)) for c in (change, None))
+    one, other = (with_passes(switch, lambda: train(cls, shapes, steps=4, change=c)) for c in (change, None))
     assert_same(one, other, rtol=1e-5, atol=1e-6)
 
 
 @both
-@pytest.mark.parametrize("switch", ["1", "0"])
+@pytest.mark.parametrize("switch", [True, False])
 @pytest.mark.parametrize("shape", [(400, 500), (3, 5)])
 def test_a_row_that_is_bound_to_one_run_after_the_other(cls, switch, shape):
     # As when many runs are kept in one tensor: the parameter is a view of a different row each time.
@@ -212,7 +214,7 @@ def test_a_row_that_is_bound_to_one_run_after_the_other(cls, switch, shape):
     for k in range(6):
         p.data = rows[k % 3]
         p.grad = torch.randn(shape)
-        with_switch(switch, lambda: optimizer.step(loss=1.0))
+        with_passes(switch, lambda: optimizer.step(loss=1.0))
         averaged = 0.9 * averaged + 0.1 * p.grad if k or cls is MomoAdam else p.grad.clone()
         squares = 0.999 * squares + 0.001 * p.grad.square()
         u, cap = averaged, 0.1
@@ -328,10 +330,10 @@ def test_gradients_that_do_not_fit_into_a_table(cls):
             optimizer.step(loss=1.0)
         return params, optimizer
 
-    assert listed(go("strided")[1])
+    assert all(uses_compiled(go("strided")[1]))
     assert kinds["negated"]()[1].is_neg()
     for kind in kinds:
-        assert_same(go(kind), with_switch("0", lambda: go("plain")), rtol=1e-5, atol=1e-6)
+        assert_same(go(kind), with_passes(False, lambda: go("plain")), rtol=1e-5, atol=1e-6)
 
 
 @both
@@ -353,122 +355,64 @@ def test_autograd_notices_a_step(cls):
         kept.backward()
 
 
-# ---- never in the way ----
-
-SCRIPT = """
-import sys
-import torch, momo
-assert "momo.native" not in sys.modules
-for cls in (momo.Momo, momo.MomoAdam):
-    p = torch.ones(5, requires_grad=True)
-    p.grad = torch.ones(5)
-    cls([p], lr=0.1).step(loss=1.0)
-    assert (p < 1).all()
-from momo import native
-print(native.status())
-"""
+# ---- built with the package ----
 
 
-def start(tmp_path, **environment):
-    values = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | environment
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SCRIPT],
-        env=values,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+def test_fused_asks_for_them_or_refuses(monkeypatch):
+    p = torch.ones(3, dtype=torch.float16, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="none for torch.float16 on cpu"):
+        Momo([p], fused=True).step(loss=1.0)
+    with pytest.raises(ValueError, match="fused must be None, True or False"):
+        Momo([p], fused="yes")
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    for fused in (True, None, False):
+        optimizer = Momo([p], fused=fused)
+        optimizer.step(loss=1.0)
+        assert uses_compiled(optimizer) == [fused is not False]
+    monkeypatch.setattr(compiled, "_library", lambda: "they were not built when momo was installed")
+    with pytest.raises(RuntimeError, match="not built when momo was installed"):
+        Momo([p], fused=True).step(loss=1.0)
+    Momo([p]).step(loss=1.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="GNU's dispatch, on x86-64")
+def test_a_library_has_the_loops_for_old_and_new_processors():
+    path = compiled._library()._name
+    symbols = subprocess.run(["nm", path], capture_output=True, text=True).stdout.split("\n")
+    for loop in ("momentum_chunk_accumulate_float32", "adam_chunk_move_float64"):
+        kinds = {line.split()[-1] for line in symbols if loop in line}
+        assert {f"{loop}.avx512f", f"{loop}.avx2", f"{loop}.default"} <= kinds
+
+
+def test_without_a_compiler_the_installation_goes_on(tmp_path):
+    """The package is built with a compiler that fails, and works by torch's operations."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for package in ("momo", "momo_cli"):
+        for source in (ROOT / package).rglob("*"):
+            if source.suffix in (".py", ".c", ".typed"):
+                target = tmp_path / source.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(source.read_bytes())
+    build = "from setuptools import setup; setup(script_args=['-q', 'build'])"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, env=os.environ | {"CC": "false"}, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
+    (built,) = (tmp_path / "build").glob("lib*")
+    assert not list(built.rglob("*.so"))
+    script = (
+        "import torch, momo; p = torch.ones(5, requires_grad=True); p.grad = torch.ones(5); "
+        "momo.MomoAdam([p]).step(loss=1.0); assert (p < 1).all(); from momo.passes.compiled import why_not; "
+        "print(momo.__file__, why_not(torch.device('cpu'), torch.float32))"
+    )
+    env = os.environ | {"PYTHONPATH": str(built)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=built, env=env, capture_output=True, text=True)
+    assert str(built) in done.stdout and "takes a C compiler" in done.stdout, done.stderr
 
 
-def test_several_processes_compile_at_their_first_step(tmp_path):
-    processes = [start(tmp_path) for _ in range(2)]
-    for process in processes:
-        said = process.communicate(timeout=120)[0]
-        assert process.returncode == 0 and said.startswith("compiled passes") and said.count("\n") == 1, said
-    (folder,) = (tmp_path / "cache").iterdir()
-    (made,) = folder.iterdir()
-    assert folder.stat().st_mode & 0o777 == 0o700 and made.suffix == ".so"
-
-
-def test_without_a_compiler_a_step_is_taken_all_the_same(tmp_path):
-    process = start(tmp_path, PATH=str(tmp_path), CC="")
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and said == "torch's operations, because no C compiler was found\n", said
-
-
-@pytest.fixture
-def anew(tmp_path, monkeypatch):
-    """Look for the library as a new process does; nothing must be printed or left in the temporary folder."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def look():
-        monkeypatch.setattr(native, "_found", None)
-        said = native.status()
-        assert "\n" not in said and list(temporary.iterdir()) == []
-        return said
-
-    return look
-
-
-def compiler(tmp_path, monkeypatch, body):
-    path = tmp_path / "compiler"
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("CC", str(path))
-
-
-def test_what_was_compiled_is_found_again_and_replaced_if_damaged(anew, tmp_path, monkeypatch):
-    assert anew().startswith("compiled passes")
-    (made,) = (tmp_path / "cache" / "momo-opt").iterdir()
-    before = made.stat().st_mtime_ns
-    assert anew().startswith("compiled passes") and made.stat().st_mtime_ns == before
-    damaged = tmp_path / "other" / "momo-opt" / made.name
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a library")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    assert anew().startswith("compiled passes") and damaged.stat().st_size > 1000
-
-
-def test_another_processor_or_compiler_has_a_library_of_its_own(anew, tmp_path, monkeypatch):
-    anew()
-    monkeypatch.setattr(native, "_processor", lambda: "another")
-    anew()
-    compiler(tmp_path, monkeypatch, 'exec cc "$@"')
-    anew()
-    assert len(list((tmp_path / "cache" / "momo-opt").iterdir())) == 3
-
-
-def test_a_compiler_that_does_not_know_this_processor(anew, tmp_path, monkeypatch):
-    compiler(tmp_path, monkeypatch, 'case "$*" in *-march*) exit 1;; esac; exec cc "$@"')
-    assert anew() == "compiled passes"
-
-
-def test_switched_off(anew, tmp_path, monkeypatch):
-    monkeypatch.setenv("MOMO_NATIVE", "0")
-    assert anew() == "torch's operations, because MOMO_NATIVE=0"
-    assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize("body", ["exit 1", "exit 0", "echo nonsense >&2; kill -9 $$", "sleep 60"])
-def test_a_compiler_that_does_not_work(anew, tmp_path, monkeypatch, capfd, body):
-    monkeypatch.setattr(native, "_PATIENCE", 0.3)
-    compiler(tmp_path, monkeypatch, body)
-    assert anew().startswith("torch's operations, because")
-    assert list((tmp_path / "cache" / "momo-opt").iterdir()) == []
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_cache_folder_that_cannot_be_used(anew, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "below"))
-    assert anew().startswith("compiled passes")
-    others = tmp_path / "others" / "momo-opt"
-    others.mkdir(parents=True)
-    others.chmod(0o777)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(others.parent))
-    assert anew().startswith("compiled passes")
-    assert list(others.iterdir()) == []
+def test_the_library_needs_no_python():
+    library = ctypes.CDLL(compiled._library()._name)
+    assert library.momo_adam_accumulate_float64 and Path(library._name).name.startswith("_compiled")

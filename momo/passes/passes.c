@@ -1,14 +1,14 @@
-/* The two passes of a step over tensors in memory, for momo/native.py, which compiles this file on a user's machine.
+/* The two passes of a step over tensors in memory; momo/passes/compiled.py calls them. Built when the package is built.
 
-   A pass gets tables of addresses. It cuts every tensor into chunks of a fixed size, lets threads take runs of chunks, and
-   adds the chunks' sums up in their order: no result depends on how many threads there were. All sums are in double.
+   A pass gets tables of addresses and of numbers. It cuts every tensor into chunks of a fixed size, lets threads take runs of
+   chunks, and adds each tensor's chunks' sums up in their order: no result depends on how many threads there were. All sums
+   are in double.
 
    The threads are torch's own, by the function that GNU OpenMP starts a parallel region with, if the caller knows where it
    is: after an operation of torch they wait for the next one at full speed, and would take the processor from any others.
    Else threads are started for each pass, which a process made by a fork can do too.
 
-   The formulas mirror momo/directions.py; which function of it is said at each. The file includes itself once for each
-   type of real numbers. */
+   The formulas mirror momo/directions/. The file includes itself once for each type of real numbers. */
 
 #ifndef REAL
 
@@ -24,8 +24,19 @@
 #define ALONE_IN_TEAM 65536 /* the same, for threads that are waiting for work */
 #define MOST_THREADS 256
 
+/* The loops are compiled for several kinds of processors, and the loader takes what this one has: a wheel runs on all. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__has_attribute)
+#if __has_attribute(target_clones)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+#endif
+#ifndef FOR_EVERY_PROCESSOR
+#define FOR_EVERY_PROCESSOR
+#endif
+
+/* Of each tensor; the first four as in momo/directions/adam.py, a momentum uses only the first one. */
 struct numbers {
-    double weight, beta2, eps, root; /* as in momo.directions; a momentum uses only the first one */
+    double weight, square_weight, eps, root;
     double step, keep;
 };
 
@@ -38,7 +49,7 @@ typedef void parallel(void (*)(void *), void *, unsigned, unsigned); /* GOMP_par
 
 struct pass {
     void *const *g, *const *x, *const *d, *const *v;
-    struct numbers numbers;
+    const struct numbers *numbers;
     struct chunk *chunks;
     int64_t *runs; /* the first chunk of each run, and the number of chunks at the end */
     int64_t run_count, elements;
@@ -119,22 +130,23 @@ static void go(struct pass *pass, int64_t threads, parallel *team)
         pthread_join(helpers[--started], NULL);
 }
 
-/* Both answer 0, or -1 if there is no memory for the tables, and then nothing has been touched. `v` is a null pointer for
-   a momentum. A tensor of size 0 is left out. */
+/* Both return 0, or -1 if there is no memory for the tables, and then nothing has been touched. A tensor of size 0 is left
+   out. */
 
 static int accumulate(
-    struct pass *pass, int64_t count, const int64_t *sizes, double *gx, double *totals, int64_t threads, parallel *team)
+    struct pass *pass, int64_t count, const int64_t *sizes, double *dots, int64_t threads, parallel *team)
 {
     int failed = cut(pass, count, sizes);
     if (!failed) {
+        double *gx = dots, *dx = dots + count, *du = dots + 2 * count;
         go(pass, threads, team);
-        totals[0] = totals[1] = 0;
-        for (int64_t i = 0; i < count; i++)
-            gx[i] = 0;
+        for (int64_t i = 0; i < 3 * count; i++)
+            dots[i] = 0;
         for (int64_t i = 0; i < pass->runs[pass->run_count]; i++) {
-            gx[pass->chunks[i].tensor] += pass->chunks[i].gx;
-            totals[0] += pass->chunks[i].dx;
-            totals[1] += pass->chunks[i].du;
+            const struct chunk *chunk = pass->chunks + i;
+            gx[chunk->tensor] += chunk->gx;
+            dx[chunk->tensor] += chunk->dx;
+            du[chunk->tensor] += chunk->du;
         }
     }
     free(pass->chunks);
@@ -142,7 +154,7 @@ static int accumulate(
     return failed;
 }
 
-static int subtract(struct pass *pass, int64_t count, const int64_t *sizes, int64_t threads, parallel *team)
+static int move(struct pass *pass, int64_t count, const int64_t *sizes, int64_t threads, parallel *team)
 {
     int failed = cut(pass, count, sizes);
     /* What the first pass saw last is still in the cache. */
@@ -161,7 +173,7 @@ static int subtract(struct pass *pass, int64_t count, const int64_t *sizes, int6
 #define REAL float
 #define SUFFIX _float32
 #define SQRT sqrtf
-#include "native.c"
+#include "passes.c"
 #undef REAL
 #undef SUFFIX
 #undef SQRT
@@ -169,21 +181,24 @@ static int subtract(struct pass *pass, int64_t count, const int64_t *sizes, int6
 #define REAL double
 #define SUFFIX _float64
 #define SQRT sqrt
-#include "native.c"
+#include "passes.c"
 
 #else
 
-/* torch.lerp, which Momentum.accumulate and Adam.accumulate use: exact at both ends. */
+/* torch.lerp, exact at both ends. */
 #define LERP(old, new) (near ? (old) + weight * ((new) - (old)) : (new) - ((new) - (old)) * rest)
+/* Adam's direction. */
+#define U(d, v) ((d) / (SQRT(v) * scale + eps))
+#define PART(type, table) ((type *)pass->table[chunk->tensor] + chunk->start)
 
-/* Momentum.accumulate */
-static void NAME(momentum_accumulate)(const struct pass *pass, struct chunk *chunk)
+FOR_EVERY_PROCESSOR
+static void NAME(momentum_chunk_accumulate)(const struct pass *pass, struct chunk *chunk)
 {
-    const REAL *restrict g = (const REAL *)pass->g[chunk->tensor] + chunk->start;
-    const REAL *restrict x = (const REAL *)pass->x[chunk->tensor] + chunk->start;
-    REAL *restrict d = (REAL *)pass->d[chunk->tensor] + chunk->start;
-    const REAL weight = (REAL)pass->numbers.weight, rest = (REAL)(1 - pass->numbers.weight);
-    const int near = pass->numbers.weight < 0.5;
+    const struct numbers *numbers = pass->numbers + chunk->tensor;
+    const REAL *restrict g = PART(const REAL, g), *restrict x = PART(const REAL, x);
+    REAL *restrict d = PART(REAL, d);
+    const REAL weight = (REAL)numbers->weight, rest = (REAL)(1 - numbers->weight);
+    const int near = numbers->weight < 0.5;
     double gx = 0, dx = 0, du = 0;
 #pragma omp simd reduction(+ : gx, dx, du)
     for (int64_t i = 0; i < chunk->length; i++) {
@@ -196,23 +211,22 @@ static void NAME(momentum_accumulate)(const struct pass *pass, struct chunk *chu
     chunk->gx = gx, chunk->dx = dx, chunk->du = du;
 }
 
-/* Adam.accumulate */
-static void NAME(adam_accumulate)(const struct pass *pass, struct chunk *chunk)
+FOR_EVERY_PROCESSOR
+static void NAME(adam_chunk_accumulate)(const struct pass *pass, struct chunk *chunk)
 {
-    const REAL *restrict g = (const REAL *)pass->g[chunk->tensor] + chunk->start;
-    const REAL *restrict x = (const REAL *)pass->x[chunk->tensor] + chunk->start;
-    REAL *restrict d = (REAL *)pass->d[chunk->tensor] + chunk->start;
-    REAL *restrict v = (REAL *)pass->v[chunk->tensor] + chunk->start;
-    const REAL weight = (REAL)pass->numbers.weight, rest = (REAL)(1 - pass->numbers.weight);
-    const REAL beta2 = (REAL)pass->numbers.beta2, new_square = (REAL)(1 - pass->numbers.beta2);
-    const REAL eps = (REAL)pass->numbers.eps, scale = (REAL)(1 / pass->numbers.root);
-    const int near = pass->numbers.weight < 0.5;
+    const struct numbers *numbers = pass->numbers + chunk->tensor;
+    const REAL *restrict g = PART(const REAL, g), *restrict x = PART(const REAL, x);
+    REAL *restrict d = PART(REAL, d), *restrict v = PART(REAL, v);
+    const REAL weight = (REAL)numbers->weight, rest = (REAL)(1 - numbers->weight);
+    const REAL new_square = (REAL)numbers->square_weight, old_square = (REAL)(1 - numbers->square_weight);
+    const REAL eps = (REAL)numbers->eps, scale = (REAL)(1 / numbers->root);
+    const int near = numbers->weight < 0.5;
     double gx = 0, dx = 0, du = 0;
 #pragma omp simd reduction(+ : gx, dx, du)
     for (int64_t i = 0; i < chunk->length; i++) {
         REAL di = LERP(d[i], g[i]);
-        REAL vi = beta2 * v[i] + new_square * g[i] * g[i];
-        REAL ui = di / (SQRT(vi) * scale + eps);
+        REAL vi = old_square * v[i] + new_square * g[i] * g[i];
+        REAL ui = U(di, vi);
         d[i] = di;
         v[i] = vi;
         gx += (double)g[i] * (double)x[i];
@@ -222,48 +236,56 @@ static void NAME(adam_accumulate)(const struct pass *pass, struct chunk *chunk)
     chunk->gx = gx, chunk->dx = dx, chunk->du = du;
 }
 
-/* Momentum.move */
-static void NAME(momentum_subtract)(const struct pass *pass, struct chunk *chunk)
+FOR_EVERY_PROCESSOR
+static void NAME(momentum_chunk_move)(const struct pass *pass, struct chunk *chunk)
 {
-    REAL *restrict x = (REAL *)pass->x[chunk->tensor] + chunk->start;
-    const REAL *restrict d = (const REAL *)pass->d[chunk->tensor] + chunk->start;
-    const REAL step = (REAL)pass->numbers.step, keep = (REAL)pass->numbers.keep;
+    const struct numbers *numbers = pass->numbers + chunk->tensor;
+    REAL *restrict x = PART(REAL, x);
+    const REAL *restrict d = PART(const REAL, d);
+    const REAL step = (REAL)numbers->step, keep = (REAL)numbers->keep;
 #pragma omp simd
     for (int64_t i = 0; i < chunk->length; i++)
         x[i] = keep * x[i] - step * d[i];
 }
 
-/* Adam.move */
-static void NAME(adam_subtract)(const struct pass *pass, struct chunk *chunk)
+FOR_EVERY_PROCESSOR
+static void NAME(adam_chunk_move)(const struct pass *pass, struct chunk *chunk)
 {
-    REAL *restrict x = (REAL *)pass->x[chunk->tensor] + chunk->start;
-    const REAL *restrict d = (const REAL *)pass->d[chunk->tensor] + chunk->start;
-    const REAL *restrict v = (const REAL *)pass->v[chunk->tensor] + chunk->start;
-    const REAL step = (REAL)pass->numbers.step, keep = (REAL)pass->numbers.keep;
-    const REAL eps = (REAL)pass->numbers.eps, scale = (REAL)(1 / pass->numbers.root);
+    const struct numbers *numbers = pass->numbers + chunk->tensor;
+    REAL *restrict x = PART(REAL, x);
+    const REAL *restrict d = PART(const REAL, d), *restrict v = PART(const REAL, v);
+    const REAL step = (REAL)numbers->step, keep = (REAL)numbers->keep;
+    const REAL eps = (REAL)numbers->eps, scale = (REAL)(1 / numbers->root);
 #pragma omp simd
     for (int64_t i = 0; i < chunk->length; i++)
-        x[i] = keep * x[i] - step * (d[i] / (SQRT(v[i]) * scale + eps));
+        x[i] = keep * x[i] - step * U(d[i], v[i]);
 }
 
-int NAME(momo_accumulate)(
-    int64_t count, const int64_t *sizes, void *const *g, void *const *x, void *const *d, void *const *v,
-    const double *numbers, double *gx, double *totals, int64_t threads, parallel *team)
-{
-    struct pass pass = {.g = g, .x = x, .d = d, .v = v};
-    pass.numbers = *(const struct numbers *)numbers;
-    pass.work = v ? NAME(adam_accumulate) : NAME(momentum_accumulate);
-    return accumulate(&pass, count, sizes, gx, totals, threads, team);
-}
+/* What Python calls, for each direction: `dots` are three rows of `count` numbers. */
+#define PASSES(direction) \
+    int NAME(momo_##direction##_accumulate)( \
+        int64_t count, const int64_t *sizes, void *const *g, void *const *x, void *const *d, void *const *v, \
+        const double *numbers, double *dots, int64_t threads, parallel *team) \
+    { \
+        struct pass pass = {.g = g, .x = x, .d = d, .v = v, .numbers = (const struct numbers *)numbers}; \
+        pass.work = NAME(direction##_chunk_accumulate); \
+        return accumulate(&pass, count, sizes, dots, threads, team); \
+    } \
+    int NAME(momo_##direction##_move)( \
+        int64_t count, const int64_t *sizes, void *const *x, void *const *d, void *const *v, const double *numbers, \
+        int64_t threads, parallel *team) \
+    { \
+        struct pass pass = {.x = x, .d = d, .v = v, .numbers = (const struct numbers *)numbers}; \
+        pass.work = NAME(direction##_chunk_move); \
+        return move(&pass, count, sizes, threads, team); \
+    }
 
-int NAME(momo_subtract)(
-    int64_t count, const int64_t *sizes, void *const *x, void *const *d, void *const *v, const double *numbers,
-    int64_t threads, parallel *team)
-{
-    struct pass pass = {.x = x, .d = d, .v = v};
-    pass.numbers = *(const struct numbers *)numbers;
-    pass.work = v ? NAME(adam_subtract) : NAME(momentum_subtract);
-    return subtract(&pass, count, sizes, threads, team);
-}
+PASSES(momentum)
+PASSES(adam)
+
+#undef LERP
+#undef U
+#undef PART
+#undef PASSES
 
 #endif

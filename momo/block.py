@@ -1,0 +1,182 @@
+"""The parameters of one group that are alike: what they add to the sums of a step, and their move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momo import passes
+from momo.directions import Direction
+from momo.method import Scalar, average, weight_of_new
+from momo.passes.members import Members, Scratch, on_host, scalar_device
+from momo.sharding import local_gradient
+
+# Of each parameter: the number of gradients it has had, the sum of the weights in its averages, its average of <g, x>.
+SCALARS = {"step": torch.float32, "rho": torch.float64, "gamma": torch.float64}
+
+
+def bring(value: Scalar, device: torch.device) -> Scalar:
+    """A scalar to a device: a number if that is the CPU, where it costs nothing to read."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.item() if on_host(device) else value.to(device, non_blocking=True)
+
+
+class Block:
+    """Parameters of one group with one device, dtype and number of shards.
+
+    Each may have had another number of gradients, so what belongs to each of them is in vectors with an element for each
+    parameter, and the state holds views of these.
+
+    Args:
+        group: their parameter group.
+        positions: of the parameters among all of the optimizer.
+        members: the parameters with their buffers.
+        direction: the method's.
+        counted: what this rank's sums over them count, see :meth:`momo.reduction.Reduction.weight`.
+        sharded: whether this rank has only parts of them.
+        scratch, fused: see :func:`momo.passes.choose`.
+    """
+
+    def __init__(
+        self,
+        group: dict[str, Any],
+        positions: list[int],
+        members: Members,
+        direction: Any,
+        *,
+        counted: float,
+        sharded: bool,
+        scratch: Scratch,
+        fused: bool | None,
+    ) -> None:
+        self.group, self.positions, self.members = group, positions, members
+        self.counted, self.sharded = counted, sharded
+        self._kind = direction
+        self._passes = passes.choose(members, scratch, fused)
+        self.device = scalar_device(members.device)
+        self._steps, self._rho, self._gamma = (self._one_tensor(name) for name in SCALARS)
+        # On the CPU, parameters that have had the same gradients are computed with numbers rather than vectors.
+        self._alike = on_host(self.device) and all(bool((v == v[0]).all()) for v in (self._steps, self._rho))
+        self._direction: Direction
+        self._present: list[bool] | None = None
+        self._mask: Scalar = 1.0
+        self._weight: Scalar = 1.0
+        self._cap: Scalar = 0.0
+        self._decay: Scalar = 1.0
+
+    def _one_tensor(self, name: str) -> Tensor:
+        together = torch.stack([state[name] for state in self.members.states])
+        for state, view in zip(self.members.states, together.unbind(0)):
+            state[name] = view
+        return together
+
+    def _value(self, vector: Tensor) -> Scalar:
+        return vector[0].item() if self._alike else vector.double()
+
+    def accumulate(self, grads: Sequence[Tensor | None], beta: float, from_zero: bool, lr: Scalar) -> list[Scalar]:
+        """First pass: take in the gradients.
+
+        Args:
+            grads: of all parameters of the optimizer.
+            beta: the momentum.
+            from_zero: whether averages start from zero.
+            lr: the learning rate of the group.
+
+        Returns:
+            The terms of :class:`momo.method.Sums` but the loss; gamma is zero if these are shards.
+        """
+        own = [grads[i] for i in self.positions]
+        self._look_for_missing(own)
+        if self.members.distributed:
+            own = [g if g is None else local_gradient(p, g) for p, g in zip(self.members.whole_params, own)]
+        self._weight = weight_of_new(beta, self._value(self._rho), from_zero) * self._mask
+        rho = average(self._value(self._rho), 1.0, self._weight)
+        self._rho[:] = rho
+        self._steps += self._mask
+        self._direction = self._kind.of(self.group, self._weight, self._value(self._steps), self._mask)
+        self._dots = self._passes.accumulate(self._direction, own)
+        if isinstance(self._mask, Tensor):
+            self._dots = passes.Dots(*(v.masked_fill(self._mask == 0, 0.0) for v in self._dots))
+        self._decay = 1 + lr * self.group["weight_decay"]
+        self._cap = lr / rho if self._direction.scales else lr
+        dx, descent = self._dots.dx.sum(), (self._cap * self._dots.du).sum()
+        gamma = 0.0 if self.sharded else self.update_gamma(self._dots.gx)
+        return [gamma, dx, dx / self._decay, descent, descent / self._decay]
+
+    def _look_for_missing(self, own: Sequence[Tensor | None]) -> None:
+        present = [g is not None for g in own]
+        if all(present):
+            self._present, self._mask = None, 1.0
+        else:
+            self._present = present
+            self._mask = torch.tensor(present, dtype=torch.float64).to(self.device, non_blocking=True)
+            self._alike = False
+
+    @property
+    def gx(self) -> Tensor:
+        """``<g, x>`` of each parameter, on this rank."""
+        return self._dots.gx
+
+    @property
+    def positive(self) -> Tensor:
+        """A sum over the parameters that is positive."""
+        return self._dots.du.sum()
+
+    def update_gamma(self, gx: Tensor) -> Tensor:
+        """Take ``<g, x>`` of each parameter, over all of its shards, into the averages; return their sum."""
+        self._gamma.lerp_(gx, self._weight)
+        return (self._gamma * self._mask).sum()
+
+    def move(self, multiplier: Scalar) -> None:
+        """Second pass, with the multiplier of the largest step."""
+        step = multiplier * self._cap
+        keep: Scalar
+        if self.group.get("divide", True):
+            step, keep = step / self._decay, 1 / self._decay
+        else:
+            keep = 2 - self._decay
+        self._passes.move(self._direction, step, keep, self._present)
+
+
+def make_blocks(
+    groups: list[dict[str, Any]],
+    wanted: set[int],
+    state: Callable[[Tensor], dict[str, Any]],
+    direction: Any,
+    *,
+    shards: Callable[[Tensor], int],
+    counted: Callable[[list[Tensor], int], float],
+    scratch: Scratch,
+    fused: bool | None,
+) -> list[Block]:
+    """Sort parameters into blocks.
+
+    Args:
+        groups: parameter groups.
+        wanted: positions of the parameters to take.
+        state: the state of a parameter.
+        direction: the method's.
+        shards: see :func:`momo.sharding.shards`.
+        counted: see :meth:`momo.reduction.Reduction.weight`.
+        scratch, fused: see :func:`momo.passes.choose`.
+    """
+    sorted_: dict[Any, tuple[list[int], list[Tensor]]] = {}
+    position = 0
+    for index, group in enumerate(groups):
+        for p in group["params"]:
+            if position in wanted:
+                positions, params = sorted_.setdefault((index, p.device, p.dtype, shards(p)), ([], []))
+                positions.append(position)
+                params.append(p)
+            position += 1
+    return [
+        Block(
+            groups[index], positions, Members(params, [state(p) for p in params], direction.buffers), direction,
+            counted=counted(params, parts), sharded=parts > 1, scratch=scratch, fused=fused,
+        )
+        for (index, _, _, parts), (positions, params) in sorted_.items()
+    ]  # fmt: skip

@@ -1,0 +1,63 @@
+"""What a direction has to offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor
+
+from momo.method import Scalar
+
+D = TypeVar("D", bound="Elementwise")
+
+
+class Direction(Protocol):
+    """A direction :math:`u` with :math:`\\langle d, u\\rangle > 0`, for tensors as a whole.
+
+    An instance holds the numbers of one step; what lasts is in the buffers, which have their parameter's shape.
+
+    Attributes:
+        name: how the compiled passes call it.
+        buffers: names of the buffers in a parameter's state; the averaged gradient ``d`` comes first.
+        scales: whether ``u`` scales with ``d``. Then the largest step is ``lr / rho``, else it is ``lr``.
+    """
+
+    name: ClassVar[str]
+    buffers: ClassVar[tuple[str, ...]]
+    scales: ClassVar[bool]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], weight: Scalar, steps: Scalar, present: Scalar = 1.0) -> Direction:
+        """The numbers of a step.
+
+        Args:
+            options: of the parameter group.
+            weight: of the new gradient in the average. This one and the next two may be tensors with an element for
+                each parameter.
+            steps: the number of gradients that the parameter has had, this one included.
+            present: one, or zero for a parameter that has no gradient in this step.
+        """
+        ...
+
+    def accumulate(self, g: Tensor, buffers: Sequence[Tensor], work: Tensor) -> Tensor:
+        """Take a gradient into the buffers, and return ``u``, which may be written to ``work``."""
+        ...
+
+    def direction(self, buffers: Sequence[Tensor], work: Tensor) -> Tensor:
+        """``u`` again, from the buffers alone."""
+        ...
+
+
+class Elementwise(Direction, Protocol):
+    """A direction whose tensors may be cut up and put together: no element looks at another one."""
+
+    @property
+    def numbers(self) -> tuple[Scalar, ...]:
+        """The numbers of the step, in the order of the constructor and of ``struct numbers`` in ``passes.c``."""
+        ...
+
+
+def restricted(direction: D, pick: Callable[[Tensor], Tensor]) -> D:
+    """The same direction with ``pick(number)`` for each number that is a tensor with an element for each parameter."""
+    return type(direction)(*(pick(v) if isinstance(v, Tensor) else v for v in direction.numbers))

@@ -1,0 +1,110 @@
+"""The loss of a step, however it comes: given to it, returned by a closure, or recorded before."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momo.method import Scalar
+from momo.passes.members import on_host, scalar_device
+from momo.sharding import full
+
+HOW = (
+    "Pass the loss whose gradient is in .grad: optimizer.step(loss=loss), or optimizer.step(closure) with a closure "
+    "that returns the loss, or optimizer.record_loss(loss) before a bare optimizer.step()."
+)
+
+
+def loss_value(loss: Any, optimizer: str) -> Scalar:
+    """The loss as a number; as a 0-dimensional tensor in double precision if it is on a device.
+
+    Raises:
+        ValueError: it isn't one real number.
+        TypeError: it is neither a tensor nor a number.
+    """
+    if isinstance(loss, Tensor):
+        loss = full(loss.detach())
+        if loss.numel() != 1:
+            raise ValueError(
+                f"{optimizer} needs one number as the loss, and got a tensor of shape {tuple(loss.shape)}. "
+                "Pass what backward() was called on, for example loss.mean()."
+            )
+        if loss.is_complex():
+            raise ValueError(f"{optimizer} needs a real loss, and got a tensor of dtype {loss.dtype}.")
+        where = scalar_device(loss.device)
+        return float(loss) if on_host(where) else loss.reshape(()).to(where, torch.float64, copy=True)
+    try:
+        if isinstance(loss, (bool, str, bytes)):
+            raise TypeError
+        return float(loss)
+    except TypeError:
+        kind = type(loss).__name__
+        raise TypeError(f"{optimizer} needs the loss as a tensor or a number, and got {kind}. {HOW}") from None
+
+
+class RecordedLosses:
+    """The losses recorded for the next step.
+
+    They belong to the gradients of that step. A ``GradScaler`` that finds these to be infinite skips the step without a
+    word to the optimizer; but before, it asks for ``_step_supports_amp_scaling``. So when a scaler has asked and no
+    step has come by the time that the next loss is recorded, the losses before belong to a skipped step.
+    """
+
+    def __init__(self) -> None:
+        self._values: list[Scalar] = []
+        self._reduction = "mean"
+        self._asked = False
+        self.dropped_by_zero_grad = False
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def add(self, value: Scalar, reduction: str) -> None:
+        """One more loss.
+
+        Raises:
+            ValueError: the reduction is unknown, or not the one of the losses before.
+        """
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum", and is {reduction!r}.')
+        if self._asked:
+            self.drop()
+        if self._values and reduction != self._reduction:
+            raise ValueError(
+                f'losses of one step were recorded with reduction="{self._reduction}" and reduction="{reduction}": use one.'
+            )
+        self._values.append(value)
+        self._reduction = reduction
+        self.dropped_by_zero_grad = False
+
+    def scaler_asks(self) -> None:
+        """A ``GradScaler`` is about to take or to skip the step."""
+        self._asked = bool(self._values)
+
+    def drop(self) -> None:
+        """Forget all."""
+        self._values.clear()
+        self._asked = False
+
+    def take(self) -> Scalar:
+        """Their mean or sum; they are used up."""
+        total: Scalar = 0.0
+        for value in self._values:
+            total = total + value
+        count = len(self._values) if self._reduction == "mean" else 1
+        self.drop()
+        return total / count
+
+
+def warn_if_not_finite(loss: Scalar, optimizer: str) -> bool:
+    """Whether a warning was given, which costs nothing where the loss is a number."""
+    if isinstance(loss, Tensor) or math.isfinite(loss):
+        return False
+    warnings.warn(
+        f"{optimizer} got the loss {loss}; the average of the losses before stands for it. (Said once.)", stacklevel=8
+    )
+    return True

@@ -1,0 +1,68 @@
+"""The passes over memory: from a model's many tensors to sums, and from a step size to moved parameters.
+
+A step needs the global sums before it may move a parameter, so it makes two passes. How they are made is a matter of speed
+alone: by torch's operations anywhere, or by compiled code where it is. Nothing of the size of the model is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from momo.directions import Elementwise
+from momo.method import Scalar
+from momo.passes.members import Members, Scratch
+
+
+class Dots(NamedTuple):
+    """Inner products, with an element for each parameter, in double precision."""
+
+    gx: Tensor
+    dx: Tensor
+    du: Tensor
+
+
+class Passes(Protocol):
+    """The two passes over some parameters, see :class:`momo.passes.members.Members`."""
+
+    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Dots:
+        """First pass: the gradients go into the buffers. A parameter without a gradient is left as it is."""
+        ...
+
+    def move(self, direction: Elementwise, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:
+        """Second pass: ``x <- keep * x - step * u``.
+
+        Args:
+            direction: the one of the first pass.
+            step: a number, or a tensor with an element for each parameter.
+            keep: a number, or a 0-dimensional tensor.
+            present: which parameters have a gradient in this step; None for all of them.
+        """
+        ...
+
+
+def choose(members: Members, scratch: Scratch, fused: bool | None) -> Passes:
+    """The passes for these parameters.
+
+    Args:
+        members: the parameters.
+        scratch: working memory.
+        fused: None: the fastest there are; True: the compiled ones; False: torch's operations.
+
+    Raises:
+        RuntimeError: ``fused=True``, and there are no compiled passes for these parameters.
+    """
+    from momo.passes.compiled import CompiledPasses, why_not
+    from momo.passes.torch_ops import TorchPasses
+
+    if fused is not False:
+        reason = why_not(members.device, members.dtype)
+        if reason is None:
+            return CompiledPasses(members, scratch)
+        if fused:
+            raise RuntimeError(
+                f"fused=True needs compiled passes, and {reason}. Use fused=None for torch's operations."
+            )
+    return TorchPasses(members, scratch)
