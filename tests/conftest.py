@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import hypothesis
 import pytest
 import torch
 from support import ROOT, TASK, a_report
@@ -15,6 +16,21 @@ from momo_cli.__main__ import run
 # Two threads that wait for each other at every small operation are many times slower than one on a busy machine.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Property tests try the same examples every time, unless exploring is what is asked for: ``-m explore``."""
+    hypothesis.settings.load_profile("explore" if config.option.markexpr == "explore" else "fixed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the property tests."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("explore")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from momo_cli import figures
@@ -110,7 +110,6 @@ def near(a, b):
     return a is b is None or (a is not None and b is not None and a == pytest.approx(b, rel=1e-7, abs=1e-9))
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.one_of(tables(), tables(initial=False)), st.booleans())
 def test_the_figures_equal_a_plain_computation(runs, maximize):
     result = figures.analyze(runs, maximize=maximize)
@@ -195,7 +194,6 @@ def check_range(entry, values, best, l0):
 # ----------------------------------------------------------------------------------------------- properties
 
 
-@settings(max_examples=60, deadline=None)
 @given(tables())
 def test_scaling_all_learning_rates_changes_learning_rates_alone(runs):
     plain = figures.analyze(runs)
@@ -208,7 +206,6 @@ def test_scaling_all_learning_rates_changes_learning_rates_alone(runs):
             assert all(map(near, dataclasses.astuple(one), dataclasses.astuple(other)))
 
 
-@settings(max_examples=60, deadline=None)
 @given(tables(clean=True), st.floats(-100, 100))
 def test_adding_a_constant_changes_no_sensitivity_or_regret(runs, constant):
     plain = figures.analyze(runs)
@@ -220,7 +217,6 @@ def test_adding_a_constant_changes_no_sensitivity_or_regret(runs, constant):
             assert all(map(near, dataclasses.astuple(one), dataclasses.astuple(other)))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_better_values_at_every_learning_rate_never_worsen_regret(data):
     lrs = sorted(data.draw(st.sets(st.sampled_from(LRS), min_size=2)))
@@ -232,7 +228,6 @@ def test_better_values_at_every_learning_rate_never_worsen_regret(data):
     assert momo.regret.value <= adam.regret.value + 1e-9
 
 
-@settings(max_examples=100, deadline=None)
 @given(tables(), st.booleans())
 def test_intervals_hold_the_figure_and_nothing_is_negative_or_not_finite(runs, maximize):
     result = figures.analyze(runs, maximize=maximize)
@@ -298,3 +293,11 @@ def test_ties_go_to_the_smaller_learning_rate_and_capped_counts_steps():
     ]
     [entry] = figures.analyze(runs).optimizers
     assert entry.best_lr == 0.1 and entry.capped == pytest.approx(0.4)
+
+
+def test_an_optimizer_that_diverged_on_seeds_of_its_own_has_no_negative_regret():
+    """An example that exploring found: its ℓ0 lies below the best value of the others."""
+    runs = [Run("adam", lr, 0, objective=1.0, initial=2.0) for lr in (0.1, 1.0)]
+    runs += [Run("momo", lr, 1, "diverged", initial=0.5) for lr in (0.1, 1.0)]
+    adam, momo = figures.analyze(runs).optimizers
+    assert momo.regret.value == 0.0 and adam.regret.value == 0.5
