@@ -1,11 +1,12 @@
 """The time of a whole grid of runs, five ways: ``python -m momo_cli.bench``.
 
 (a) the script that a user would write with Optuna's ``GridSampler`` and a plain loop; (b) ``momo sweep``, one run after
-another in one process; (c) together in one process; (d) together, in a process for each core or GPU; (e) as ``momo`` itself
-chooses. Each is a whole command, from starting Python to the last run in a SQLite file; they take turns, round by round,
-and the ratio is to (a) of the same round. The memory is that of the largest single process.
+another in one process; (c) together in one process; (d) together, in a process for each core or GPU; (e) as ``momo``
+itself chooses. Each is a whole command, from starting Python to the last run in a SQLite file; they take turns, round by
+round, and the ratio is to (a) of the same round. The memory is that of the largest single process.
 
-``--stack`` prints instead what a step of K runs in one stack takes, for K = 1 to 256, against a run trained alone.
+``--stack`` prints instead how long a step of K runs in one stack takes, for K = 1 to 256, against a run trained alone.
+``--scripts`` times 18 short runs of four kinds of task instead, against a plain script (``bench_scripts.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from momo_cli.bench_scripts import scripts_table
+
 RIVAL = """
 import sys
 import optuna
@@ -26,7 +29,8 @@ import torch
 from momo import Momo
 from momo_cli.task import find_task
 
-task_name, steps, lrs, seeds = sys.argv[1], int(sys.argv[2]), [float(v) for v in sys.argv[3].split(",")], int(sys.argv[4])
+task_name, steps, seeds = sys.argv[1], int(sys.argv[2]), int(sys.argv[4])
+lrs = [float(v) for v in sys.argv[3].split(",")]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -36,7 +40,8 @@ def objective(trial):
     seed = trial.suggest_int("seed", 0, seeds - 1)
     task = find_task(task_name).build(seed, "cpu")
     model, parameters = task.model, task.model.parameters()
-    optimizer = Momo(parameters, lr=lr) if name == "momo" else torch.optim.SGD(parameters, lr=lr, momentum=0.9, dampening=0.9)
+    make = {"momo": Momo, "sgd-m": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, dampening=0.9)}[name]
+    optimizer = make(parameters, lr=lr)
     step = 0
     while step < steps:
         for batch in task.train:
@@ -117,7 +122,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stack", action="store_true", help="time stacks of K runs")
-    given = parser.parse_args()
+    parser.add_argument("--scripts", nargs="*", metavar="NAME", help="time short runs of these tasks, or of all four")
+    given, options = parser.parse_known_args()
+    if given.scripts is not None:
+        scripts_table(timed, given.rounds, given.scripts, options)
+        return
+    if options:
+        parser.error(f"unknown: {' '.join(options)}")
     if given.stack:
         stack_table(given.task, given.device)
         return
