@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
@@ -79,6 +79,7 @@ class Experiment:
         together: ``--together``: how many runs to train at once, 1 being ``off``; ``auto`` measures.
         jobs: ``--jobs``, or None.
         search: How an Optuna study samples its runs, which then are a study of their own; None for grids.
+        tuned_have_defaults: Whether arguments that ``--tune`` varies may be left out.
     """
 
     source: Source
@@ -90,6 +91,7 @@ class Experiment:
     together: int | Literal["auto"] = "auto"
     jobs: int | None = None
     search: dict[str, Any] | None = None
+    tuned_have_defaults: ClassVar[bool] = True
 
     def stored(self) -> StoredRuns:
         """The stored runs of this task and settings."""

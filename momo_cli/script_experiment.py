@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from momo_cli.errors import UserError
 from momo_cli.experiment import Experiment
 from momo_cli.plan.grid import RunSpec
+from momo_cli.plan.optimizers import KNOWN, OptimizerSpec, split_outside_brackets
 from momo_cli.training.script import Command, Limits, Reading, ScriptTrainer
+from momo_cli.training.script.command import SCRIPT, placeholders
 
 if TYPE_CHECKING:
     from momo_cli.training.dispatch.executor import Trains
@@ -22,6 +24,29 @@ FOLDER = "momo-runs"
 """The folder beside the store that takes the folders of the runs, ``{dir}``."""
 
 _FUNCTION_ONLY = {"together": "auto", "schedule": "constant", "warmup": 0.0, "amp": "off", "clip": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptOptimizer(OptimizerSpec):
+    """An optimizer by a word that only the script needs to know."""
+
+    def check(self, lr: float, extra: dict[str, float] | None = None) -> None:
+        """Nothing can be found before the script runs."""
+
+    @property
+    def default_lr(self) -> float:
+        """The LR that its default grid is centred on, where the word is one of momo's own names.
+
+        Raises:
+            UserError: It isn't, so ``--lrs`` must say.
+        """
+        if self.name in KNOWN:
+            return KNOWN[self.name].default_lr
+        owner = "" if self.label == SCRIPT else f"{self.label}="
+        raise UserError(
+            f"What learning rates {self.label} takes isn't known: say which with --lrs or, for a study, --lr-range.\n"
+            f"For instance --lrs {owner}1e-4:1e-1:7."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +62,7 @@ class ScriptExperiment(Experiment):
     source: Command
     reading: Reading = dataclasses.field(default_factory=Reading)
     timeout: float | None = None
+    tuned_have_defaults = False
 
     def __post_init__(self) -> None:
         self.reading.check()
@@ -44,9 +70,23 @@ class ScriptExperiment(Experiment):
             given = self.together if name == "together" else getattr(self.settings, name)
             if given != default:
                 raise UserError(
-                    f"--{name} {given}: a script trains by itself, so momo can't do that.\n"
-                    "Write it in the script, and what varies as {NAME} with --set NAME=…."
+                    f"--{name} {given} is for tasks that are functions; a script does that by itself, or doesn't.\n"
+                    f"Leave it out; an argument of the script's own can be varied as {{NAME}} with --set NAME=…."
                 )
+
+    def optimizers(self, texts: Sequence[str]) -> list[OptimizerSpec]:
+        """The labels of ``-o``, any words that the script knows; by default one.
+
+        Raises:
+            UserError: The command takes an optimizer, and none is named.
+        """
+        labels = list(dict.fromkeys(label for text in texts for label in split_outside_brackets(text)))
+        if not texts and "optimizer" in placeholders(self.source.words):
+            raise UserError(
+                "{optimizer} in the command has no value: name the optimizers that the script knows.\n"
+                "For instance: momo sweep -o sgd,adamw -- python train.py --lr {lr} --opt {optimizer}"
+            )
+        return [ScriptOptimizer(label, label.partition("(")[0]) for label in labels or [SCRIPT]]
 
     def key(self) -> dict[str, Any]:
         """Everything that changes a result."""
@@ -62,7 +102,7 @@ class ScriptExperiment(Experiment):
         Raises:
             UserError: The command can't be run as asked.
         """
-        tuned = list(dict.fromkeys(name for spec in specs for name, _ in spec.params))
+        tuned = list(self.search["tune"]) if self.search else []
         labels = list(dict.fromkeys(spec.optimizer.label for spec in specs))
         self.source.check(labels, tuned, self.reading.file)
         jobs = self.limits().jobs

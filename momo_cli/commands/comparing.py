@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import OutputOptions, TrainingOptions, task_argument, with_options
-from momo_cli.commands.running import collect_report, stored_report
+from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, task_argument, with_options
+from momo_cli.commands.running import collect_report
+from momo_cli.reporting import stored_report
 
 OPTIMIZERS = "momo,sgd-m,momo-adam,adam"
 SEEDS = 3
@@ -44,4 +45,4 @@ def compare(
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command()(compare)
+    app.command(cls=TaskCommand)(compare)

@@ -10,10 +10,11 @@ import typer
 
 from momo_cli.commands import outputs as out
 from momo_cli.commands.comparing import OPTIMIZERS, SEEDS
-from momo_cli.commands.options import OutputOptions, TrainingOptions, one_of, task_argument, with_options
-from momo_cli.commands.running import collect_report, report_of, run, stored_report
+from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, one_of, task_argument, with_options
+from momo_cli.commands.running import collect_report, run
 from momo_cli.errors import UserError
 from momo_cli.plan import OptimizerSpec, RunSpec
+from momo_cli.reporting import report_of, stored_report
 
 if TYPE_CHECKING:
     from momo_cli.experiment import Experiment
@@ -106,4 +107,4 @@ def _extended(report: Report, experiment: Experiment, outputs: OutputOptions) ->
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command()(recommend)
+    app.command(cls=TaskCommand)(recommend)

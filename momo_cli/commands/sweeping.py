@@ -5,7 +5,14 @@ from __future__ import annotations
 import typer
 
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import OutputOptions, SearchOptions, TaskArgument, TrainingOptions, with_options
+from momo_cli.commands.options import (
+    OutputOptions,
+    SearchOptions,
+    TaskArgument,
+    TaskCommand,
+    TrainingOptions,
+    with_options,
+)
 from momo_cli.commands.running import collect_report, search_report
 
 _DEFAULT = "momo,sgd-m"  # Momo beside its baseline, whose step is Momo's when capped, on the same learning rates
@@ -41,4 +48,4 @@ def sweep(
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command()(sweep)
+    app.command(cls=TaskCommand)(sweep)

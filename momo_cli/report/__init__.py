@@ -52,6 +52,7 @@ class Report:
         command: The command line that adds runs to this study, without ``-o`` and ``--lrs`` (as
             ``momo sweep task.py --epochs 5``); None where it can't be run again, as for an imported table.
         default_lrs: Each optimizer's own default learning rate, by label.
+        script: The words of a command that is the task, with its placeholders; behind ``--`` they follow ``command``.
     """
 
     task: str
@@ -64,6 +65,7 @@ class Report:
     lines: list[str] = dataclasses.field(default_factory=list)
     command: str | None = None
     default_lrs: dict[str, float] = dataclasses.field(default_factory=dict)
+    script: tuple[str, ...] = ()
 
     @property
     def maximize(self) -> bool:

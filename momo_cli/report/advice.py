@@ -5,7 +5,7 @@ from __future__ import annotations
 from momo_cli.figures import OptimizerFigures, Prefer, Recommendation, counts, recommend
 from momo_cli.plan.optimizers import is_momo
 from momo_cli.report import Advice, Report, conclusions, numbers
-from momo_cli.report.code import code
+from momo_cli.report.code import code, script_command
 from momo_cli.report.lower_bound import lower_bound_comment
 from momo_cli.report.warnings import warnings
 
@@ -24,8 +24,15 @@ def advise(report: Report, prefer: Prefer = "robust") -> Advice | None:
         found.expected,
         because=_because(report, chosen, found, prefer),
         warnings=warnings(report, chosen),
-        code=code(found.optimizer, found.lr, lower_bound_comment(report.runs, found.optimizer)),
+        code=_lines(report, found),
     )
+
+
+def _lines(report: Report, found: Recommendation) -> str:
+    """The lines to paste: of a script its command, else the optimizer."""
+    if report.script:
+        return script_command(report.script, found.optimizer, found.lr, report.settings)
+    return code(found.optimizer, found.lr, lower_bound_comment(report.runs, found.optimizer))
 
 
 def _because(report: Report, chosen: OptimizerFigures, found: Recommendation, prefer: Prefer) -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping, Sequence
+
 from momo_cli.errors import UserError
 from momo_cli.plan.optimizers import KNOWN, OptimizerSpec, is_momo
 from momo_cli.report import numbers
+from momo_cli.training.script.command import SCRIPT, fill, placeholders
 
 
 def code(optimizer: str, lr: float, comment: str = "") -> str:
@@ -41,3 +45,20 @@ def code(optimizer: str, lr: float, comment: str = "") -> str:
     if is_momo(optimizer):
         lines.append("# in the loop, after loss.backward():  optimizer.step(loss=loss)")
     return "\n".join(lines)
+
+
+def script_command(words: Sequence[str], optimizer: str, lr: float, settings: Mapping[str, object]) -> str:
+    """A script's command with the optimizer and the learning rate in its placeholders, else in its environment.
+
+    >>> print(script_command(["python", "train.py", "--lr={lr}", "{optimizer}", "{seed}"], "adam", 0.01, {}))
+    python train.py --lr=0.01 adam 0
+    >>> print(script_command(["python", "train.py"], "script", 0.01, {}))
+    MOMO_LR=0.01 python train.py
+    """
+    values = {"seed": "0", "dir": ".", **{name: str(value) for name, value in settings.items()}}
+    values |= {"lr": numbers.exact(lr), "optimizer": optimizer}
+    found = placeholders(words)
+    needed = ("lr",) if optimizer == SCRIPT else ("lr", "optimizer")
+    own = [f"MOMO_{name.upper()}={shlex.quote(values[name])}" for name in needed if name not in found]
+    tuned = {name: f"{{{name}}}" for name in found}  # differs from trial to trial
+    return " ".join([*own, shlex.join(fill(word, tuned | values) for word in words)])

@@ -15,6 +15,9 @@ from momo_cli.errors import UserError, did_you_mean
 from momo_cli.plan.grid import RunSpec
 from momo_cli.task.loading import local_sources
 
+SCRIPT = "script"
+"""The label of a script's one optimizer, where none is named."""
+
 _OWN = ("lr", "optimizer", "seed", "steps", "epochs", "dir")
 _EXAMPLE = "For instance: -- python train.py --lr {lr} --seed {seed}"
 
@@ -55,7 +58,7 @@ class Command:
         if not split:
             raise UserError(f"There is no command after --.\n{_EXAMPLE}")
         command = cls(tuple(split), **fields)
-        command.placeholders()
+        placeholders(command.words)
         return command
 
     @property
@@ -69,14 +72,6 @@ class Command:
         """The script's file name: the task's name in tables and in the store."""
         return self.file.name
 
-    def placeholders(self) -> set[str]:
-        """The names in braces.
-
-        Raises:
-            UserError: A brace stands alone.
-        """
-        return {name for word in self.words for _, name in _parts(word) if name is not None}
-
     def check(self, optimizers: Sequence[str], further: Sequence[str] = (), file: str | None = None) -> None:
         """Find before any run starts what would make runs alike that should differ.
 
@@ -88,7 +83,7 @@ class Command:
         Raises:
             UserError: A placeholder is unknown or has no value, or something asked for reaches the script in no way.
         """
-        found, sources = self.placeholders(), b"".join(file.read_bytes() for file in self.files())
+        found, sources = placeholders(self.words), b"".join(file.read_bytes() for file in self.files())
         own = [*(name for name, _ in self.arguments), *further]
         for text in filter(None, (*self.words, file)):
             self._check_placeholders(text, own)
@@ -169,6 +164,15 @@ class Command:
         for file in self.files():
             digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
+
+
+def placeholders(words: Sequence[str]) -> set[str]:
+    """The names in braces.
+
+    Raises:
+        UserError: A brace stands alone.
+    """
+    return {name for word in words for _, name in _parts(word) if name is not None}
 
 
 def fill(text: str, values: dict[str, str]) -> str:

@@ -58,8 +58,14 @@ class Reading:
 
 
 class Source(Protocol):
-    """One of the ways to report."""
+    """One of the ways to report.
 
+    Attributes:
+        way: Its name, for the user.
+        reports: What was reported so far.
+    """
+
+    way: str
     reports: Reports
 
     def read(self, ended: bool) -> None:
@@ -75,13 +81,13 @@ def sources(reading: Reading, log: Path, output: list[Path], file: Path | None) 
         output: What the script prints.
         file: ``--read-file`` of this run.
     """
-    found: list[Source] = [Lines([log], from_json)]
+    found: list[Source] = [Lines("momo_cli.log", [log], from_json)]
     if reading.pattern is not None:
-        found.append(Lines(output, _matching(re.compile(reading.pattern), reading.objective or _VALUE)))
+        found.append(Lines("--read", output, _matching(re.compile(reading.pattern), reading.objective or _VALUE)))
     if file is not None:
         found.append(Table(file))
     if len(found) == 1:
-        found.append(Lines(output, from_json))
+        found.append(Lines("JSON lines", output, from_json))
     return found
 
 
@@ -89,12 +95,13 @@ class Lines:
     """Files that grow by lines, each of which may hold a report.
 
     Args:
+        way: The name of this way.
         files: The files; they need not be there yet.
         parse: A line's numbers by name, or None.
     """
 
-    def __init__(self, files: Iterable[Path], parse: Callable[[str], dict[str, float] | None]) -> None:
-        self.reports = Reports()
+    def __init__(self, way: str, files: Iterable[Path], parse: Callable[[str], dict[str, float] | None]) -> None:
+        self.way, self.reports = way, Reports()
         self._parse = parse
         self._tails = [_Tail(file) for file in files]
 
@@ -110,6 +117,8 @@ class Lines:
 
 class Table:
     """A CSV or JSON file that the script writes, as it grows or anew; one left by another run doesn't count."""
+
+    way = "--read-file"
 
     def __init__(self, file: Path) -> None:
         self.reports = Reports()

@@ -54,6 +54,9 @@ class ScriptTrainer:
         limits: How many at once, where, and for how long.
         watch: Told of each run's progress, where the number of its steps is known; True stops the run as pruned.
         say: Takes lines for the user.
+
+    Attributes:
+        last_way: How the script that ended last reported, and what.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ScriptTrainer:
         self.command, self.reading, self.under, self.limits = command, reading, under, limits
         self.objective = reading.objective or objective or None
         self._watch, self._say = watch, say
+        self.last_way = "", Reports()
         self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._free: list[str | None] = [limits.devices[i % len(limits.devices)] for i in range(limits.jobs)]
         self._active: set[_Active] = set()
@@ -176,12 +180,12 @@ class _Active:
         )
         ways = sources(reading, folder.log, [folder.stdout, folder.stderr], file)
         life = _Life(reading, trainer.objective, trainer.command.steps)
-        life.look(_read(ways, ended=False))  # what a script that was interrupted had reported
+        life.look(_read(ways, ended=False).reports)  # what a script that was interrupted had reported
         with folder.stdout.open("ab") as stdout, folder.stderr.open("ab") as stderr:
             processes = Processes(words, environment, "MOMO_DIR", stdout, stderr)
         timed_out = False
         while not processes.ended.wait(_LOOK):
-            life.look(_read(ways, ended=False))
+            life.look(_read(ways, ended=False).reports)
             timed_out = trainer.limits.timeout is not None and processes.running_for > trainer.limits.timeout
             if life.diverged or timed_out or self.pruned.is_set() or self.interrupted.is_set():
                 processes.end(trainer._hurry)
@@ -191,7 +195,9 @@ class _Active:
         processes.end_children(trainer._hurry)
         if self.interrupted.is_set():
             return None
-        life.look(_read(ways, ended=True))
+        used = _read(ways, ended=True)
+        trainer.last_way = used.way, used.reports
+        life.look(used.reports)
         reason = None
         if timed_out:
             reason = f"Ended after --timeout {trainer.limits.timeout:g} s."
@@ -272,13 +278,13 @@ class _Life:
         return spec.result(status="ok", objective=value, **common)
 
 
-def _read(ways: Sequence[Source], ended: bool) -> Reports:
-    """The reports of the first way that has any."""
+def _read(ways: Sequence[Source], ended: bool) -> Source:
+    """The first way that has any reports."""
     for way in ways:
         way.read(ended)
         if way.reports.series:
-            return way.reports
-    return ways[0].reports
+            return way
+    return ways[-1]
 
 
 def _exit_reason(code: int) -> str:
