@@ -9,12 +9,16 @@ from typing import Any
 from momo_cli import figures
 from momo_cli.errors import UserError
 from momo_cli.experiment import Collected, Experiment
-from momo_cli.plan import OptimizerSpec, Settings
+from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.report import Report
+from momo_cli.report.warnings import beyond
 from momo_cli.runs import Run
 from momo_cli.search import Found, Search
 from momo_cli.store import Store
+
+EXTENSIONS = 2
+"""How often a grid is extended by a decade, at most."""
 
 
 def trials_of(found: Found, asked: Search) -> Collected:
@@ -35,6 +39,40 @@ def report_of(collected: Collected, experiment: Experiment) -> Report:
         )
     key = experiment.key()
     return _report(key, collected.study, collected.objective, collected.runs, lines, command_of(key, experiment.study))
+
+
+def check_failures(runs: list[Run]) -> None:
+    """Refuse to report on nothing.
+
+    Raises:
+        UserError: Every run failed (exit code 1).
+    """
+    if runs and all(run.status == "failed" for run in runs):
+        raise UserError(f"Every run failed ({len(runs)}), the first with:\n{runs[0].error}", code=1)
+
+
+def usable(experiment: Experiment) -> Report | None:
+    """What is stored of an experiment, if any of it didn't fail."""
+    stored = experiment.stored()
+    if all(run.status == "failed" for run in stored.runs()):
+        return None
+    return stored_report(experiment.store, stored.name)
+
+
+def extension_of(report: Report) -> list[RunSpec]:
+    """A report's runs and one more decade for every optimizer whose best LR is at the end of its grid; else none."""
+    further = [
+        RunSpec(OptimizerSpec.parse(entry.optimizer), lr, seed)
+        for entry in report.figures.optimizers
+        for lr in beyond(entry)
+        for seed in sorted({run.seed for run in report.runs if run.optimizer == entry.optimizer})
+    ]
+    before = [
+        RunSpec(OptimizerSpec.parse(run.optimizer), run.lr, run.seed, tuple(run.params.items()))
+        for run in report.runs
+        if run.status != "failed"
+    ]
+    return before + further if further else []
 
 
 def stored_report(store: Store, study: str | None) -> Report:

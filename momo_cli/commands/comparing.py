@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
+from momo_cli.api import COMPARED, SEEDS
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, task_argument, with_options
 from momo_cli.commands.running import collect_report
 from momo_cli.reporting import stored_report
-
-OPTIMIZERS = "momo,sgd-m,momo-adam,adam"
-SEEDS = 3
 
 
 @with_options(TrainingOptions, OutputOptions)
@@ -39,7 +37,7 @@ def compare(
         report = stored_report(training_options.store(), training_options.study)
         out.show(report, output_options, terminal.print_compare)
     for name in task or []:
-        report, _ = collect_report(name, training_options, output_options, OPTIMIZERS, SEEDS)
+        report, _ = collect_report(name, training_options, output_options, COMPARED, SEEDS)
         out.show(report, output_options, terminal.print_compare)
 
 

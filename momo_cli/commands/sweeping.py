@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from momo_cli.api import SWEPT
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import (
     OutputOptions,
@@ -14,8 +15,6 @@ from momo_cli.commands.options import (
     with_options,
 )
 from momo_cli.commands.running import collect_report, search_report
-
-_DEFAULT = "momo,sgd-m"  # Momo beside its baseline, whose step is Momo's when capped, on the same learning rates
 
 
 @with_options(TrainingOptions, SearchOptions, OutputOptions)
@@ -40,9 +39,9 @@ def sweep(
 
     asked = search_options.search(training_options)
     if asked is None:
-        report, _ = collect_report(task, training_options, output_options, _DEFAULT, default_seeds=1)
+        report, _ = collect_report(task, training_options, output_options, SWEPT, default_seeds=1)
     else:
-        report = search_report(task, training_options, output_options, _DEFAULT, asked)
+        report = search_report(task, training_options, output_options, SWEPT, asked)
     out.show(report, output_options, terminal.print_sweep)
 
 

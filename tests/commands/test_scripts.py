@@ -76,7 +76,7 @@ def test_one_optimizer_another_objective_and_the_hint_to_go_on(momo, script):
     code, out, err = momo("sweep", "--lrs", "0.001,0.01", "--json", "a.json", *words)
     assert code == 0 and "script" in out, err
     assert f"-- {sys.executable} train.py" in " ".join(out.split())
-    code, out, err = momo(
+    code, _, err = momo(
         "sweep", "--lrs", "0.01,0.1", "--objective", "accuracy", "--maximize", "--json", "b.json", *words
     )
     assert code == 0, err
@@ -88,7 +88,7 @@ def test_one_optimizer_another_objective_and_the_hint_to_go_on(momo, script):
 
 def test_study_with_a_tuned_argument(momo, script):
     ask = ["sweep", "-o", "sgd", "--trials", "5", "--tune", "decay=1e-3:1", "--sampler", "random"]
-    code, out, err = momo(*ask, "--json", "a.json", *WORDS, "{decay}")
+    code, _, err = momo(*ask, "--json", "a.json", *WORDS, "{decay}")
     assert code == 0, err
     runs = json.loads(Path("a.json").read_text())["runs"]
     assert len(runs) == 5 == starts() and len({run["lr"] for run in runs}) == 5
@@ -98,14 +98,14 @@ def test_study_with_a_tuned_argument(momo, script):
 
 
 def test_set_and_jobs_and_files(momo, script):
-    text = SCRIPT.replace(
-        "print(json", "json.dump and (lambda t: open(os.environ['MOMO_SET_name'], 'a').write(t + chr(10)))(json"
-    )
+    # The lines go to a file, of the folder's or of the run's own.
+    place = "os.environ['MOMO_SET_name']"
+    text = f"import os, sys\nsys.stdout = open({place}, 'a')\n{SCRIPT}"
     (script / "train.py").write_text(text)
     ask = ["sweep", "-o", "adamw", "--lrs", "0.1,0.2,0.3", "--jobs", "3"]
     code, _, err = momo(*ask, "--set", "name=x.jsonl", "--read-file", "x.jsonl", *WORDS)
     assert code == 2 and "{dir}/x.jsonl" in err and starts() == 0
-    (script / "train.py").write_text(text.replace("os.environ['MOMO_SET_name']", "sys.argv[5] + '/log.jsonl'"))
+    (script / "train.py").write_text(text.replace(place, "sys.argv[5] + '/log.jsonl'"))
     code, _, err = momo(*ask, "--read-file", "{dir}/log.jsonl", "--json", "a.json", *WORDS, "0", "{dir}")
     assert code == 0, err
     runs = json.loads(Path("a.json").read_text())["runs"]
@@ -124,8 +124,8 @@ def test_set_and_jobs_and_files(momo, script):
         (["sweep", "--timeout", "3", "mymodule"], "is for a training script"),
         (["check", "--lrs", "3", "mymodule"], "for a training script alone"),
         *(
-            (["sweep", "--lrs", "1", *flag, *WORDS[:4]], f"{flag[0]} {flag[1]} is for tasks that are functions")
-            for flag in (["--together", "2"], ["--schedule", "cosine"], ["--warmup", "0.1"], ["--amp", "bf16"], ["--clip", "1.0"])
+            (["sweep", "--lrs", "1", *flag.split(), *WORDS[:4]], f"{flag} is for tasks that are functions")
+            for flag in ("--together 2", "--schedule cosine", "--warmup 0.1", "--amp bf16", "--clip 1.0")
         ),
     ],
 )  # fmt: skip
