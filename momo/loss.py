@@ -105,6 +105,6 @@ def warn_if_not_finite(loss: Scalar, optimizer: str) -> bool:
     if isinstance(loss, Tensor) or math.isfinite(loss):
         return False
     warnings.warn(
-        f"{optimizer} got the loss {loss}; the average of the losses before stands for it. (Said once.)", stacklevel=8
+        f"{optimizer} got the loss {loss}; the average of the losses before stands for it. (Said once.)", stacklevel=7
     )
     return True

@@ -61,6 +61,15 @@ class TruncatedModelOptimizer(Optimizer):
         self._memory: Tensor | None = None  # [loss_average, loss_rho, lower_bound, loss_step]
         self._last: tuple[Step, list[Scalar]] | None = None
 
+    def _patch_step_function(self) -> None:
+        # With its hooks, a step is one piece to a compiler: traced, what it writes would not all reach the state.
+        super()._patch_step_function()
+        cls = type(self)
+        if not getattr(cls.step, "whole", False):
+            step = torch._disable_dynamo(cls.step)
+            step.hooked = step.whole = True
+            cls.step = step  # type: ignore[method-assign]
+
     # ---- the loss, however it comes ----
 
     def record_loss(self, loss: Tensor | float, reduction: str = "mean") -> None:
@@ -90,7 +99,6 @@ class TruncatedModelOptimizer(Optimizer):
         self._recorded.scaler_asks()
         return False
 
-    @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients as in torch, and drop the recorded losses that belong to them."""
         self._zero_grad_calls += 1
@@ -181,10 +189,6 @@ class TruncatedModelOptimizer(Optimizer):
                 options that belong to the loss rather than to the parameters (the momentum, ``lb``, ``use_fstar``)
                 differ between groups.
         """
-        return self._step(closure, loss)
-
-    @torch._disable_dynamo
-    def _step(self, closure: Any, loss: Any) -> Any:
         if closure is None and loss is None and not self._recorded and self._asked_to_initialise():
             return None
         self._check_options()

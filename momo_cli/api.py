@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from momo_cli.errors import UserError
 from momo_cli.experiment import Display, Experiment
 from momo_cli.figures import Prefer
-from momo_cli.plan import OptimizerSpec, Settings, grid, parse_lrs, parse_optimizers
+from momo_cli.plan import COMPARED, SEEDS, SWEPT, OptimizerSpec, Settings, grid, parse_lrs, parse_optimizers
 from momo_cli.plan.learning_rates import parse_range
 from momo_cli.report import Report
 from momo_cli.reporting import EXTENSIONS, check_failures, extension_of, report_of, stored_report, trials_of, usable
@@ -35,12 +35,6 @@ Task = Callable[..., Any] | str | Sequence[str]
 """A function that returns a task, a string as the command takes, or the command of a script as a list of words."""
 
 Range = tuple[float, float] | str
-
-SWEPT, COMPARED = "momo,sgd-m", "momo,sgd-m,momo-adam,adam"
-"""The optimizers of a sweep (Momo beside its baseline) and of a comparison, where none are named."""
-
-SEEDS = 3
-"""The seeds of a comparison, where their number isn't said."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

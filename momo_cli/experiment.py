@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -41,6 +40,9 @@ class Display(Protocol):
 
     def lost(self, runs: int) -> None:
         """So many runs had ended and could not be stored."""
+
+    def doing(self, what: str) -> None:
+        """What is done while no run is trained, as ``timing a few steps``."""
 
     def said(self, line: str) -> None:
         """A line the user should know of."""
@@ -105,7 +107,7 @@ class Experiment:
         )
 
     def trainer(
-        self, specs: list[RunSpec], objective: str, watch: Watch, say: Callable[[str], None], batch: int | None
+        self, specs: list[RunSpec], objective: str, watch: Watch, display: Display, batch: int | None
     ) -> tuple[str, contextlib.AbstractContextManager[Trains]]:
         """Find what is wrong before anything is trained, and make what trains the runs.
 
@@ -113,7 +115,7 @@ class Experiment:
             specs: The runs to begin with.
             objective: The objective's name, where stored runs know it.
             watch: Told of each run's progress; True stops that run as pruned.
-            say: Takes lines for the user.
+            display: What the user sees.
             batch: As for :class:`Session`.
 
         Returns:
@@ -122,12 +124,17 @@ class Experiment:
         Raises:
             UserError: The task, an optimizer or a device is wrong.
         """
+        display.doing("loading torch")
         from momo_cli.training.dispatch.executor import Executor
 
         assert isinstance(self.source, TaskSource)
         resources = self._resources()
-        name, task = self._check(self.source, specs, resources.devices[0])
-        return name, Executor(self.source, self.settings, resources, watch, say, task, batch)
+        display.doing("building the task")
+        name, task, untrained = self._check(self.source, specs, resources.devices[0])
+        if untrained:
+            display.said(untrained)
+        display.doing("timing a few steps and measuring where training begins")
+        return name, Executor(self.source, self.settings, resources, watch, display.said, task, batch)
 
     def check_optimizers(self, specs: list[RunSpec]) -> None:
         """Find a wrong optimizer, or wrong arguments of it, before any run.
@@ -155,15 +162,16 @@ class Experiment:
 
         return Resources(parse_devices(self.device), self.together, self.jobs)
 
-    def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Task]:
-        """Find what is wrong before anything is trained; returns the objective's name and a task, built for that."""
+    def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Task, str]:
+        """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
         from momo_cli.training.evaluation import check_metric, objective_name
+        from momo_cli.training.untrained import untrained_line, untrained_tensors
 
         self.check_optimizers(specs)
         task = source.build(specs[0].seed, device)
         name = objective_name(task, self.settings)
         check_metric(task, name, device)
-        return name, task
+        return name, task, untrained_line(untrained_tensors(task, self.settings, device))
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""
@@ -280,9 +288,7 @@ class Session:
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
-        self.objective, trainer = experiment.trainer(
-            specs, self.objective, self._advanced, self.display.said, self._batch
-        )
+        self.objective, trainer = experiment.trainer(specs, self.objective, self._advanced, self.display, self._batch)
         return self._open.enter_context(trainer)
 
     def _advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> bool:

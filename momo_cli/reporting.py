@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from momo_cli import figures
 from momo_cli.errors import UserError
 from momo_cli.experiment import Collected, Experiment
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.plan.optimizers import KNOWN
-from momo_cli.report import Report
-from momo_cli.report.warnings import beyond
 from momo_cli.runs import Run
 from momo_cli.search import Found, Search
 from momo_cli.store import Store
+
+if TYPE_CHECKING:
+    from momo_cli.report import Report
 
 EXTENSIONS = 2
 """How often a grid is extended by a decade, at most."""
@@ -61,14 +61,19 @@ def usable(experiment: Experiment) -> Report | None:
 
 def extension_of(report: Report) -> list[RunSpec]:
     """A report's runs and one more decade for every optimizer whose best LR is at the end of its grid; else none."""
+    from momo_cli.report.warnings import beyond
+
+    def spec(label: str) -> OptimizerSpec:
+        return OptimizerSpec(label, label) if report.script else OptimizerSpec.parse(label)
+
     further = [
-        RunSpec(OptimizerSpec.parse(entry.optimizer), lr, seed)
+        RunSpec(spec(entry.optimizer), lr, seed)
         for entry in report.figures.optimizers
         for lr in beyond(entry)
         for seed in sorted({run.seed for run in report.runs if run.optimizer == entry.optimizer})
     ]
     before = [
-        RunSpec(OptimizerSpec.parse(run.optimizer), run.lr, run.seed, tuple(run.params.items()))
+        RunSpec(spec(run.optimizer), run.lr, run.seed, tuple(run.params.items()))
         for run in report.runs
         if run.status != "failed"
     ]
@@ -93,6 +98,9 @@ def stored_report(store: Store, study: str | None) -> Report:
 def _report(
     key: dict[str, Any], study: str, objective: str, runs: list[Run], lines: list[str], command: str | None
 ) -> Report:
+    from momo_cli import figures
+    from momo_cli.report import Report
+
     seeds = 1 + max((run.seed for run in runs), default=0)
     if command is not None and seeds > 1:
         command += f" --seeds {seeds}"

@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from momo_cli.errors import UserError
-from momo_cli.experiment import Experiment
+from momo_cli.experiment import Display, Experiment
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.optimizers import KNOWN, OptimizerSpec, split_outside_brackets
 from momo_cli.training.script import Command, Limits, Reading, ScriptTrainer
@@ -113,13 +113,13 @@ class ScriptExperiment(Experiment):
             )
 
     def trainer(
-        self, specs: list[RunSpec], objective: str, watch: Watch, say: Callable[[str], None], batch: int | None
+        self, specs: list[RunSpec], objective: str, watch: Watch, display: Display, batch: int | None
     ) -> tuple[str, contextlib.AbstractContextManager[Trains]]:
         """What runs the command; arguments and errors as for :meth:`Experiment.trainer`."""
         self.check_optimizers(specs)
         name = self.settings.objective or objective
         under = self.store.folder / FOLDER / re.sub(r"[^\w.+-]", "_", self.stored().name)
-        return name, ScriptTrainer(self.source, self.reading, under, name, self.limits(), watch, say)
+        return name, ScriptTrainer(self.source, self.reading, under, name, self.limits(), watch, display.said)
 
     def limits(self) -> Limits:
         """How many scripts run at once, where, and for how long.

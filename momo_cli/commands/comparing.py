@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from momo_cli.api import COMPARED, SEEDS
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, task_argument, with_options
 from momo_cli.commands.running import collect_report
+from momo_cli.plan import COMPARED, SEEDS
 from momo_cli.reporting import stored_report
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from momo_cli.api import COMPARED, SEEDS
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, one_of, task_argument, with_options
 from momo_cli.commands.running import collect_report, run
 from momo_cli.errors import UserError
+from momo_cli.plan import COMPARED, SEEDS
 from momo_cli.reporting import EXTENSIONS, extension_of, report_of, stored_report, usable
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def recommend(
             if further := extension_of(report):
                 experiment = dataclasses.replace(experiment, fresh=False)
                 report = report_of(run(experiment, further, output_options), experiment)
-    report.advice = advise(report, preferred)
+    report.advice, report.view = advise(report, preferred), "recommend"
     out.show(report, output_options, terminal.print_recommendation)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from momo_cli.api import SWEPT
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import (
     OutputOptions,
@@ -15,6 +14,7 @@ from momo_cli.commands.options import (
     with_options,
 )
 from momo_cli.commands.running import collect_report, search_report
+from momo_cli.plan import SWEPT
 
 
 @with_options(TrainingOptions, SearchOptions, OutputOptions)

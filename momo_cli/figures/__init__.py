@@ -5,6 +5,7 @@ from momo_cli.figures.formulas import next_lrs
 from momo_cli.figures.recommendation import Prefer, recommend
 from momo_cli.figures.results import (
     GUESSES,
+    LEARNED,
     TOLERANCE,
     Comparison,
     Figures,
@@ -18,6 +19,7 @@ from momo_cli.figures.samples import counts, diverged, is_finite
 
 __all__ = [
     "GUESSES",
+    "LEARNED",
     "TOLERANCE",
     "Comparison",
     "Figures",

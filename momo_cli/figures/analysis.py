@@ -75,6 +75,7 @@ def analyze(runs: Sequence[Run], *, maximize: bool = False, sampled: bool = Fals
             failed=sum(run.status == "failed" for run in own),
             pruned=sum(run.status == "pruned" for run in own),
             capped=_capped(own),
+            params={lr: samples.params[name, lr] for lr in cells.lrs.tolist() if samples.params[name, lr]},
         )
 
     def comparison(a: str, b: str) -> Comparison:
@@ -88,6 +89,8 @@ def analyze(runs: Sequence[Run], *, maximize: bool = False, sampled: bool = Fals
             tuple(figures_of(name) for name in samples.cells),
             tuple(comparison(a, b) for a in samples.cells if is_momo(a) for b in samples.cells if not is_momo(b)),
             maximize,
+            initial_known=samples.knows_initial,
+            sampled=sampled,
         )
 
 

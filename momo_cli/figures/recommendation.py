@@ -11,7 +11,7 @@ Prefer = Literal["robust", "best"]
 
 
 def recommend(figures: Figures, prefer: Prefer = "robust") -> Recommendation | None:
-    """The optimizer and learning rate to use; None where no run ended with a finite value.
+    """The optimizer and learning rate to use; None where no run ended with a finite value, or nothing was learned.
 
     Args:
         figures: What is known.
@@ -31,11 +31,15 @@ def recommend(figures: Figures, prefer: Prefer = "robust") -> Recommendation | N
         value = entry.regret.value
         return math.inf if value is None else value, figures.loss(entry.best or 0.0)
 
+    if not figures.learned:
+        return None
     chosen = figures.best if prefer == "best" else min(figures.near, key=regret, default=None)
     if chosen is None or chosen.best_lr is None:
         return None
     lr = chosen.best_lr if prefer == "best" else central_lr(chosen, figures.maximize)
-    return Recommendation(chosen.optimizer, lr, chosen.best_lr, chosen.good_range, dict(chosen.curve)[lr])
+    return Recommendation(
+        chosen.optimizer, lr, chosen.best_lr, chosen.good_range, dict(chosen.curve)[lr], chosen.params.get(lr, {})
+    )
 
 
 def central_lr(entry: OptimizerFigures, maximize: bool = False) -> float:

@@ -7,9 +7,13 @@ can't be known is None, never 0. Values stand in the metric's own sign; sensitiv
 from __future__ import annotations
 
 import dataclasses
+import math
 
 #: The share of the way from the best value to the initial one that still counts as good.
 TOLERANCE = 0.05
+
+#: The share of ℓ0 by which the best value must improve it before anything is said to have been learned.
+LEARNED = 0.01
 
 #: Numbers of blind guesses for which the expected best is given.
 GUESSES = (1, 2, 4, 8)
@@ -71,6 +75,7 @@ class OptimizerFigures:
         failed: How many failed.
         pruned: How many were pruned.
         capped: Share of all steps that took the cap; None for optimizers that have none.
+        params: By learning rate: the further arguments of its trial, where some were tuned.
     """
 
     optimizer: str
@@ -88,6 +93,7 @@ class OptimizerFigures:
     failed: int
     pruned: int
     capped: float | None
+    params: dict[float, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def curve(self) -> list[tuple[float, float]]:
@@ -97,8 +103,6 @@ class OptimizerFigures:
     @property
     def decades(self) -> float | None:
         """How many decades the learning rates with a value span; None for fewer than two."""
-        import math
-
         known = [lr for lr, _ in self.curve]
         return math.log10(known[-1]) - math.log10(known[0]) if len(known) > 1 else None
 
@@ -121,12 +125,16 @@ class Figures:
         optimizers: In order of first appearance.
         comparisons: Every pair of a Momo method and another method.
         maximize: Whether larger values are better.
+        initial_known: Whether ``initial`` was measured; else it is the worst value of any run.
+        sampled: Whether the learning rates are a sample (a study's trials) and not a grid.
     """
 
     initial: float | None = None
     optimizers: tuple[OptimizerFigures, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     maximize: bool = False
+    initial_known: bool = False
+    sampled: bool = False
 
     def loss(self, value: float) -> float:
         """``value`` in the direction in which smaller is better."""
@@ -152,6 +160,14 @@ class Figures:
         bound = good_bound(values[0], self.loss(self.initial))
         return [entry for entry, value in zip(self.known, values) if value <= bound]
 
+    @property
+    def learned(self) -> bool:
+        """Whether the best of all improves ℓ0 by 1 % of it; True where ℓ0 isn't known, so that nobody can tell."""
+        best = self.best
+        if best is None or best.best is None or self.initial is None or not self.initial_known:
+            return best is not None
+        return self.loss(self.initial) - self.loss(best.best) >= LEARNED * abs(self.initial)
+
     def of(self, optimizer: str) -> OptimizerFigures:
         """The figures of one optimizer.
 
@@ -174,6 +190,7 @@ class Recommendation:
         best_lr: The learning rate of the optimizer's best value.
         good_range: The optimizer's good range.
         expected: ``ℓ`` at ``lr``.
+        params: The further arguments of that learning rate's trial, where some were tuned.
     """
 
     optimizer: str
@@ -181,6 +198,7 @@ class Recommendation:
     best_lr: float
     good_range: GoodRange
     expected: float
+    params: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def good_bound(best: float, initial: float) -> float:

@@ -72,7 +72,8 @@ class Samples:
     ``ℓ(η)`` is the mean over seeds of ``min(objective, ℓ0)``, with the ℓ0 of the run's own seed; a diverged run counts
     as that ℓ0. Where a run doesn't know its ℓ0, it is that of its seed's other runs, else the mean over the seeds.
     Where no run knows it (imported tables), it is the worst value of any run. Of several runs with the same optimizer,
-    learning rate and seed, the last counts.
+    learning rate and seed, the last counts; of several trials with the same learning rate and other arguments (a
+    study's with a grid sampler), the best.
 
     Args:
         runs: The runs.
@@ -90,10 +91,23 @@ class Samples:
         counted = [run for run in runs if counts(run)]
         if not any(is_finite(run.initial) or not diverged(run) for run in counted):
             counted = []  # there is no value that a diverged run could count as
+        self.params = self._best_trials(counted)
+        counted = [run for run in counted if run.params == self.params[run.optimizer, run.lr]]
         self.seeds = sorted({run.seed for run in counted})
         self.cells = {
             optimizer: self._cells([run for run in counted if run.optimizer == optimizer])
             for optimizer in dict.fromkeys(run.optimizer for run in runs)
+        }
+
+    def _best_trials(self, runs: list[Run]) -> dict[tuple[str, float], dict[str, float]]:
+        """The further arguments of the best trial at each learning rate of each optimizer."""
+        trials: dict[tuple[str, float], dict[tuple[tuple[str, float], ...], list[float]]] = {}
+        for run in runs:
+            value = math.inf if diverged(run) else self.sign * (run.objective or 0.0)
+            trials.setdefault((run.optimizer, run.lr), {}).setdefault(tuple(run.params.items()), []).append(value)
+        return {
+            place: dict(min((math.fsum(values) / len(values), params) for params, values in found.items())[1])
+            for place, found in trials.items()
         }
 
     def _cells(self, runs: list[Run]) -> Cells:
@@ -106,6 +120,11 @@ class Samples:
             final[place] = math.inf if diverged(run) else self.sign * (run.objective or 0.0)
             initial[place] = self.sign * (run.initial or 0.0) if is_finite(run.initial) else math.nan
         return Cells(np.array(lrs), final, initial)
+
+    @property
+    def knows_initial(self) -> bool:
+        """Whether some run knows its ℓ0."""
+        return any(not np.isnan(cells.initial).all() for cells in self.cells.values())
 
     def initial(self) -> float:
         """``ℓ0``, the mean over seeds; NaN where there is no value at all."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,7 +81,11 @@ def read_csv(
     found_runs: dict[tuple[str, float, str], list[tuple[int, Row, float]]] = {}
     for line, row in rows:
         lr = _number(row[lr_col], path, line, lr_col)
-        if lr is None or lr <= 0:
+        if lr is not None and lr < 0:
+            raise UserError(
+                f"{path}, line {line}: the learning rate {row[lr_col]} in the column {lr_col!r} is negative.", code=1
+            )
+        if lr is None or lr == 0:
             skipped += 1
             continue
         epoch = 0.0
@@ -125,6 +130,8 @@ def read_csv(
     optimizers = len({run.optimizer for _, run in result})
     said = f"Read {count(len(result), 'run')} of {count(optimizers, 'optimizer')} from {Path(path).name}"
     notes.insert(0, said + (f"; {lost} without a finite {value_col} count as diverged." if lost and not ours else "."))
+    if lost and not ours:
+        notes += _about_states([row for _, row in rows], value_col, set(where or {}))
     return [run for _, run in sorted(result, key=lambda pair: pair[0])], notes
 
 
@@ -267,6 +274,28 @@ def _about_repeats(
             f"--optimizer-col {telling[0]} or choose with --where {telling[0]}=…; if it is the seed, with --seed-col."
         )
     return notes
+
+
+def _about_states(rows: list[Row], value_col: str, used: set[str]) -> list[str]:
+    """What is said of rows without a value that a column such as W&B's ``State`` calls crashed: they count as diverged.
+
+    >>> rows = [{"State": "finished", "loss": "1"}, {"State": "crashed", "loss": ""}]
+    >>> _about_states(rows, "loss", set())
+    ['Those with State crashed may not have diverged: leave them out with --where State=finished.']
+    """
+    for column in rows[0]:
+        if column.lower() not in ("state", "status") or column in used:
+            continue
+        empty = [row[column] for row in rows if row[value_col].lower() in NO_VALUE]
+        whole = [row[column] for row in rows if row[value_col].lower() not in NO_VALUE]
+        other = [state for state in dict.fromkeys(empty) if state not in whole]
+        if other and whole:
+            usual = max(dict.fromkeys(whole), key=whole.count)
+            return [
+                f"Those with {column} {names(other, 'or')} may not have diverged: leave them out with "
+                f"--where {column}={shlex.quote(usual)}."
+            ]
+    return []
 
 
 def _seed_numbers(seeds: list[str]) -> tuple[dict[str, int], bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
+from momo_cli.report import numbers
 from momo_cli.runs import Run
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Advice:
         because: The reasons, in full sentences.
         warnings: Where the evidence is thin, in full sentences.
         code: The lines to paste.
+        params: Values of further arguments that were tuned, by name; they stand in ``code``.
     """
 
     optimizer: str
@@ -36,6 +38,7 @@ class Advice:
     because: list[str]
     warnings: list[str]
     code: str
+    params: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -48,7 +51,7 @@ class Report:
         objective: Name of the value that is compared.
         runs: The runs.
         figures: From :func:`momo_cli.figures.analyze`.
-        advice: From :func:`momo_cli.report.advice.advise`, where a recommendation was asked for.
+        advice: From :func:`momo_cli.report.advice.advise`, where a recommendation was asked for and there is one.
         settings: How the runs were trained, name to value.
         lines: Notes to show with it (what was reused, what an import did).
         command: The command line that adds runs to this study, without ``-o`` and ``--lrs`` (as
@@ -128,12 +131,9 @@ class Report:
         """Whether larger values are better."""
         return self.figures.maximize
 
-    @property
-    def knows_initial(self) -> bool:
-        """Whether some run knows its value before training."""
-        from momo_cli.figures import counts, is_finite
-
-        return any(is_finite(run.initial) for run in self.runs if counts(run))
+    def lr(self, value: float | None, optimizer: str) -> str:
+        """A learning rate of an optimizer's as it is shown and pasted: short, where that names the same grid value."""
+        return numbers.lr(value, self.figures.of(optimizer).lrs)
 
     def seeds(self, optimizer: str | None = None) -> int:
         """The smallest number of seeds that any learning rate has (of one optimizer, or of all); 0 without runs."""

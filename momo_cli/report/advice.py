@@ -7,7 +7,29 @@ from momo_cli.plan.optimizers import is_momo
 from momo_cli.report import Advice, Report, conclusions, numbers
 from momo_cli.report.code import code, script_command
 from momo_cli.report.lower_bound import lower_bound_comment
-from momo_cli.report.warnings import warnings
+from momo_cli.report.warnings import nothing_learned, warnings
+
+
+def answer(report: Report, prefer: Prefer = "robust") -> tuple[str, str]:
+    """What to use, and the reason in one sentence; where nothing can be recommended, what is missing.
+
+    >>> from momo_cli.figures import Figures
+    >>> answer(Report("task.py", "", "val_loss", [], Figures()))
+    ('No recommendation: no run ended with a finite value.', '')
+    """
+    found = recommend(report.figures, prefer)
+    if found is None:
+        if report.figures.best is None:
+            return "No recommendation: no run ended with a finite value.", ""
+        return "No recommendation: nothing was learned.", nothing_learned(report)
+    return use(report, found), _reason(report, report.figures.of(found.optimizer), found, prefer)
+
+
+def use(report: Report, found: Recommendation | Advice) -> str:
+    """What to use, as a sentence."""
+    tuned = [f"{name} {numbers.number(value)}" for name, value in found.params.items()]
+    more = f" with {numbers.names(tuned)}" if tuned else ""
+    return f"Use {found.optimizer} at {report.lr(found.lr, found.optimizer)}{more}."
 
 
 def advise(report: Report, prefer: Prefer = "robust") -> Advice | None:
@@ -25,14 +47,39 @@ def advise(report: Report, prefer: Prefer = "robust") -> Advice | None:
         because=_because(report, chosen, found, prefer),
         warnings=warnings(report, chosen),
         code=_lines(report, found),
+        params=found.params,
     )
 
 
 def _lines(report: Report, found: Recommendation) -> str:
     """The lines to paste: of a script its command, else the optimizer."""
+    lr = report.lr(found.lr, found.optimizer)
     if report.script:
-        return script_command(report.script, found.optimizer, found.lr, report.settings)
-    return code(found.optimizer, found.lr, lower_bound_comment(report.runs, found.optimizer))
+        return script_command(report.script, found.optimizer, lr, {**report.settings, **found.params})
+    return code(found.optimizer, lr, lower_bound_comment(report.runs, found.optimizer), found.params)
+
+
+def _reason(report: Report, chosen: OptimizerFigures, found: Recommendation, prefer: Prefer) -> str:
+    """Why this optimizer and learning rate, in one sentence."""
+    expected = f"it gives {report.objective} {numbers.number(found.expected, 4)}"
+    if prefer == "best":
+        return f"The best value of all: {expected}."
+    others = [entry.optimizer for entry in report.figures.near if entry is not chosen]
+    if len(report.figures.known) == 1 or chosen.regret.value is None:
+        lead = ""
+    elif others:
+        lead = f"The least regret of {numbers.names([chosen.optimizer, *others])}, which come near the best value; "
+    else:
+        lead = "No other comes near its best value; "
+    width = chosen.good_range
+    if width.decades is None:
+        return _sentence(f"{lead}{expected}.")
+    middle = f"the middle of its good range, {numbers.number(width.low, 2)} to {numbers.number(width.high, 2)}"
+    return _sentence(f"{lead}{middle}: {expected}.")
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _because(report: Report, chosen: OptimizerFigures, found: Recommendation, prefer: Prefer) -> list[str]:
@@ -44,7 +91,7 @@ def _because(report: Report, chosen: OptimizerFigures, found: Recommendation, pr
             f"The best of {numbers.names(far, 'or')} is too far from {best.optimizer}'s {numbers.number(best.best, 4)}."
         )
     if prefer == "robust" and chosen.good_range.decades is not None:
-        lines.append(_of_lr(chosen, found))
+        lines.append(_of_lr(report, chosen, found))
     if is_momo(chosen.optimizer):
         own = (pair for pair in report.figures.comparisons if pair.a == chosen.optimizer)
         lines += [line for pair in own if (line := conclusions.of_comparison(report, pair))]
@@ -62,7 +109,7 @@ def _choice(report: Report, chosen: OptimizerFigures, found: Recommendation, pre
     name, show = chosen.optimizer, numbers.number
     if prefer == "best":
         reached = f"{name} reaches the best final value of all, {show(found.expected, 4)}"
-        return f"{reached}, at a learning rate of {show(found.lr)}."
+        return f"{reached}, at a learning rate of {report.lr(found.lr, name)}."
     if len(report.figures.known) == 1:
         return f"{name} is the only optimizer with finite results."
     if chosen.regret.value is None:
@@ -80,15 +127,15 @@ def _choice(report: Report, chosen: OptimizerFigures, found: Recommendation, pre
     )
 
 
-def _of_lr(chosen: OptimizerFigures, found: Recommendation) -> str:
+def _of_lr(report: Report, chosen: OptimizerFigures, found: Recommendation) -> str:
     """Why this learning rate."""
-    show, ends = numbers.number, conclusions.ends(chosen)
+    show, ends, name = numbers.number, conclusions.ends(chosen), chosen.optimizer
     if found.lr == found.best_lr:
         return (
-            f"{show(found.lr, 4)} is its best learning rate and the nearest the middle of its good range, {ends}; "
-            f"it gives {show(found.expected, 4)}."
+            f"{report.lr(found.lr, name)} is its best learning rate and the nearest the middle of its good range, "
+            f"{ends}; it gives {show(found.expected, 4)}."
         )
     return (
-        f"{show(found.lr, 4)} is the tried learning rate nearest the middle of its good range, {ends}; it gives "
-        f"{show(found.expected, 4)}, the best one, {show(found.best_lr, 4)}, gives {show(chosen.best, 4)}."
+        f"{report.lr(found.lr, name)} is the tried learning rate nearest the middle of its good range, {ends}; "
+        f"it gives {show(found.expected, 4)}, the best one, {report.lr(found.best_lr, name)}, gives {show(chosen.best, 4)}."
     )

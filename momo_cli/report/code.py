@@ -7,26 +7,32 @@ from collections.abc import Mapping, Sequence
 
 from momo_cli.errors import UserError
 from momo_cli.plan.optimizers import KNOWN, OptimizerSpec, is_momo
-from momo_cli.report import numbers
 from momo_cli.training.script.command import SCRIPT, fill, placeholders
 
 
-def code(optimizer: str, lr: float, comment: str = "") -> str:
-    """The lines to paste: the import and the optimizer.
+def code(optimizer: str, lr: str, comment: str = "", params: Mapping[str, float] | None = None) -> str:
+    """The lines to paste.
 
-    >>> print(code("sgd-m", 0.5))
+    Args:
+        optimizer: The optimizer's spec.
+        lr: Its learning rate, as it is to be written.
+        comment: Stands behind the optimizer's line.
+        params: Values of further arguments.
+
+    >>> print(code("sgd-m", "0.5"))
     import torch
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, dampening=0.9)
-    >>> print(code("momo-adam(weight_decay=0.1)", 0.01))
+    >>> print(code("momo-adam", "0.01", params={"weight_decay": 0.1}))
     import momo
     optimizer = momo.MomoAdam(model.parameters(), lr=0.01, weight_decay=0.1)
     # in the loop, after loss.backward():  optimizer.step(loss=loss)
-    >>> print(code("prodigyopt:Prodigy", 1.0))
+    >>> print(code("prodigyopt:Prodigy", "1"))
     import prodigyopt
     optimizer = prodigyopt.Prodigy(model.parameters(), lr=1.0)
-    >>> print(code("mine", 1.0))
+    >>> print(code("mine", "1"))
     lr = 1.0  # of mine
     """
+    lr = lr if "." in lr or "e" in lr else f"{lr}.0"
     try:
         spec = OptimizerSpec.parse(optimizer)
         known = KNOWN.get(spec.name)
@@ -34,12 +40,12 @@ def code(optimizer: str, lr: float, comment: str = "") -> str:
         if ":" not in path:
             path = f"torch.optim:{spec.load()[0].__name__}"
     except UserError:  # a name of an imported table
-        return f"lr = {numbers.exact(lr)}  # of {' '.join(optimizer.split())}"
+        return f"lr = {lr}  # of {' '.join(optimizer.split())}"
     module, _, cls = path.partition(":")
-    options = dict(known.arguments if known else ()) | dict(spec.arguments)
+    options = {**dict(known.arguments if known else ()), **dict(spec.arguments), **(params or {})}
     arguments = "".join(f", {key}={value!r}" for key, value in options.items())
     lines = ["import torch" if module == "torch.optim" else f"import {module}"]
-    lines.append(f"optimizer = {module}.{cls}(model.parameters(), lr={numbers.exact(lr)}{arguments})")
+    lines.append(f"optimizer = {module}.{cls}(model.parameters(), lr={lr}{arguments})")
     if comment:
         lines[1] += f"  # {comment}"
     if is_momo(optimizer):
@@ -47,16 +53,16 @@ def code(optimizer: str, lr: float, comment: str = "") -> str:
     return "\n".join(lines)
 
 
-def script_command(words: Sequence[str], optimizer: str, lr: float, settings: Mapping[str, object]) -> str:
+def script_command(words: Sequence[str], optimizer: str, lr: str, settings: Mapping[str, object]) -> str:
     """A script's command with the optimizer and the learning rate in its placeholders, else in its environment.
 
-    >>> print(script_command(["python", "train.py", "--lr={lr}", "{optimizer}", "{seed}"], "adam", 0.01, {}))
+    >>> print(script_command(["python", "train.py", "--lr={lr}", "{optimizer}", "{seed}"], "adam", "0.01", {}))
     python train.py --lr=0.01 adam 0
-    >>> print(script_command(["python", "train.py"], "script", 0.01, {}))
+    >>> print(script_command(["python", "train.py"], "script", "0.01", {}))
     MOMO_LR=0.01 python train.py
     """
     values = {"seed": "0", "dir": ".", **{name: str(value) for name, value in settings.items()}}
-    values |= {"lr": numbers.exact(lr), "optimizer": optimizer}
+    values |= {"lr": lr, "optimizer": optimizer}
     found = placeholders(words)
     needed = ("lr",) if optimizer == SCRIPT else ("lr", "optimizer")
     own = [f"MOMO_{name.upper()}={shlex.quote(values[name])}" for name in needed if name not in found]

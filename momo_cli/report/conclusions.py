@@ -17,7 +17,7 @@ def heading(report: Report) -> str:
     """
     direction = "larger" if report.maximize else "smaller"
     initial = numbers.number(report.figures.initial)
-    start = f"{initial} before training" if report.knows_initial else f"worst {initial}"
+    start = f"{initial} before training" if report.figures.initial_known else f"worst {initial}"
     seeds = report.seeds()
     over = f", {numbers.count(seeds, 'seed')}" if seeds else ""
     return f"{report.task}: final {report.objective} ({direction} is better, {start}){over}"
@@ -25,7 +25,10 @@ def heading(report: Report) -> str:
 
 def conclusions(report: Report) -> list[str]:
     """What the runs say: each optimizer's best and good range, then how they compare."""
-    lines = [of_best(report), of_ranges(report), *(of_comparison(report, pair) for pair in report.figures.comparisons)]
+    if not report.figures.learned:
+        return []
+    lines = [of_best(report), of_ranges(report), of_far(report)]
+    lines += [of_comparison(report, pair) for pair in report.figures.comparisons]
     return [line for line in lines if line]
 
 
@@ -35,7 +38,7 @@ def of_best(report: Report) -> str:
     if entry is None:
         return ""
     reached = f"The best {report.objective} is {numbers.number(entry.best, 4)}"
-    return f"{reached}, with {entry.optimizer} at a learning rate of {numbers.number(entry.best_lr)}."
+    return f"{reached}, with {entry.optimizer} at a learning rate of {report.lr(entry.best_lr, entry.optimizer)}."
 
 
 def of_ranges(report: Report) -> str:
@@ -51,18 +54,52 @@ def of_ranges(report: Report) -> str:
 def ends(entry: OptimizerFigures) -> str:
     """A good range's ends and width in words."""
     width = entry.good_range
-    least = "at least " if width.is_open else ""
-    return f"{numbers.number(width.low, 2)} to {numbers.number(width.high, 2)} ({least}{width.decades:.1f} decades)"
+    return f"{numbers.number(width.low, 2)} to {numbers.number(width.high, 2)} ({wide(entry)})"
+
+
+def wide(entry: OptimizerFigures) -> str:
+    """A good range's width in words.
+
+    >>> from momo_cli.figures import analyze
+    >>> from momo_cli.runs import Run
+    >>> [sgd] = analyze([Run("sgd", lr, objective=lr, initial=9.0) for lr in (1.0, 1.4, 9.0)]).optimizers
+    >>> wide(sgd)
+    'at least 0.1 decades'
+    """
+    width = entry.good_range
+    if width.decades is None or (width.is_open and width.decades < 0.05):
+        return "its width isn't known"
+    return f"{'at least ' if width.is_open else ''}{width.decades:.1f} decades"
+
+
+def of_far(report: Report) -> str:
+    """The optimizers whose best value is far from the best of all: being flat there is no robustness."""
+    best, near = report.figures.best, report.figures.near
+    far = [entry for entry in report.figures.known if entry not in near]
+    if best is None or not far:
+        return ""
+    parts = [f"{entry.optimizer} ({numbers.number(entry.best, 4)})" for entry in far]
+    stay = "stays" if len(far) == 1 else "stay"
+    return (
+        f"{numbers.names(parts)} {stay} far from the best value, {best.optimizer}'s {numbers.number(best.best, 4)}, "
+        "so a small sensitivity there is no advantage."
+    )
 
 
 def of_comparison(report: Report, pair: Comparison) -> str:
-    """One pair of sensitivities, or that the data can't tell."""
+    """One pair of sensitivities, or that the data can't tell; nothing if the less sensitive is far from the best."""
     a, b, figure = pair.a, pair.b, pair.sensitivity_ratio
     value, low = figure.value, figure.low
     if value is None:
         return ""
+    less, more = (a, b) if value <= 1 else (b, a)
+    if less not in [entry.optimizer for entry in report.figures.near]:
+        return ""
     above = math.inf if figure.high is None else figure.high
-    if low is not None and low <= 1 <= above:
+    if low is None:
+        why = "one seed" if report.seeds() == 1 else "seeds that differ between learning rates"
+        return f"The sensitivity of {a} is {numbers.number(value, 2)}× that of {b}; {why} can't tell it from chance."
+    if low <= 1 <= above:
         spread = numbers.interval(low, figure.high, 2)
         return (
             f"Whether {a} or {b} is less sensitive to the learning rate, {numbers.count(report.seeds(), 'seed')} "
@@ -70,14 +107,11 @@ def of_comparison(report: Report, pair: Comparison) -> str:
         )
     if value == 0:
         return f"{a} isn't sensitive to the learning rate at all over its grid; {b} is."
-    less = value < 1
-    times = 1 / value if less else value
-    if low is None:
-        spread = " (one seed)" if report.seeds() == 1 else ""
+    if value < 1:
+        times, spread = 1 / value, numbers.interval(1 / above, 1 / low if low > 0 else None, 2)
     else:
-        between = (1 / above if above else None, 1 / low if low > 0 else None) if less else (low, figure.high)
-        spread = f" (95 % interval {numbers.interval(*between, 2)})"
-    if numbers.number(times, 2) == "1":
-        return f"{a} and {b} are equally sensitive to the learning rate{spread}."
-    word = "less" if less else "more"
-    return f"{a} is {numbers.number(times, 2)}× {word} sensitive to the learning rate than {b}{spread}."
+        times, spread = value, numbers.interval(low, figure.high, 2)
+    return (
+        f"{less} is {numbers.number(times, 2)}× less sensitive to the learning rate than {more} "
+        f"(95 % interval {spread})."
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from momo_cli.report import Report
 from momo_cli.report.exports import Target
+from momo_cli.report.warnings import warnings
 from momo_cli.runs import FIELDS, Run
 
 SCHEMA = "momo/1"
@@ -30,12 +31,19 @@ def to_json(report: Report) -> dict[str, Any]:
         "objective": {"name": report.objective, "direction": "maximize" if report.maximize else "minimize"},
         "initial": figures.initial,
         "runs": [run_to_json(run) for run in report.runs],
-        "optimizers": [dataclasses.asdict(entry) for entry in figures.optimizers],
+        "optimizers": [_without(entry, "params") for entry in figures.optimizers],
         "comparisons": [dataclasses.asdict(pair) for pair in figures.comparisons],
     }
     if report.advice is not None:
-        document["recommendation"] = dataclasses.asdict(report.advice)
+        document["recommendation"] = _without(report.advice, "params")
+    elif report.view == "recommend":
+        document |= {"recommendation": None, "warnings": warnings(report)}
     return dict(_finite(document))
+
+
+def _without(value: Any, name: str) -> dict[str, Any]:
+    """A dataclass's fields but one."""
+    return {key: item for key, item in dataclasses.asdict(value).items() if key != name}
 
 
 def run_to_json(run: Run) -> dict[str, Any]:

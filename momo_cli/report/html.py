@@ -12,6 +12,7 @@ from html import escape
 
 from momo_cli.errors import UserError
 from momo_cli.report import Report, conclusions, numbers, plot, tables
+from momo_cli.report.advice import answer, use
 from momo_cli.report.exports import Target
 from momo_cli.report.warnings import warnings
 
@@ -81,13 +82,11 @@ def _results(report: Report) -> list[str]:
     strip = tables.strip(report)
     said = conclusions.conclusions(report)
     advice = report.advice
-    if advice is not None:
-        lead = f"Use {advice.optimizer} with a learning rate of {numbers.number(advice.lr, 4)}."
-    else:
-        lead, said = (said[0], said[1:]) if said else ("No run ended with a finite value.", [])
+    lead, reason = answer(report) if advice is None else (use(report, advice), "")
     parts = [
         _paragraph(conclusions.heading(report), "note"),
         _paragraph(lead, "lead b"),
+        *([_paragraph(reason)] if reason else []),
     ]
     if advice is not None:
         parts += [f"<pre>{escape(advice.code)}</pre>", *map(_paragraph, advice.because)]

@@ -53,7 +53,7 @@ def print_inspection(task: str, seen: Inspection, console: Console) -> None:
     for name, text in rows:
         table.add_row(name, Text(text))
     console.print(table)
-    for line in _findings(seen):
+    for line in [*_findings(seen), *([seen.untrained] if seen.untrained else [])]:
         console.print(Text(line))
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from momo_cli.report import Advice, Report, conclusions, numbers, tables
+from momo_cli.report.advice import answer, use
 from momo_cli.report.exports import Target
 from momo_cli.report.warnings import warnings
 
@@ -15,12 +16,11 @@ def render(report: Report, target: Target | None = None) -> str:
     strip = tables.strip(report)
     parts = [
         f"## {text(report.task)}: learning rates",
+        *_answer(report),
         f"{text(conclusions.heading(report))}. **Bold**: best; ✗: diverged.",
         _strip(report, strip),
         _figures(strip.optimizers, tables.columns(report)),
     ]
-    if report.advice is not None:
-        parts += recommendation(report.advice)
     parts += [text(line) for line in conclusions.conclusions(report)]
     warned = [] if report.advice is None else report.advice.warnings
     parts += [f"> **Warning:** {_quoted(line)}" for line in warnings(report) if line not in warned]
@@ -30,10 +30,17 @@ def render(report: Report, target: Target | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def recommendation(advice: Advice) -> list[str]:
+def _answer(report: Report) -> list[str]:
+    if report.advice is not None:
+        return recommendation(report, report.advice)
+    lead, reason = answer(report)
+    return [f"**{text(lead)}** {_quoted(reason)}".rstrip()]
+
+
+def recommendation(report: Report, advice: Advice) -> list[str]:
     """What to use, the code, why, and what is doubtful."""
     return [
-        f"**Use {text(advice.optimizer)} with a learning rate of {numbers.number(advice.lr, 4)}.**",
+        f"**{text(use(report, advice))}**",
         f"```python\n{advice.code.replace('```', '')}\n```",
         *(text(line) for line in advice.because),
         *(f"> **Warning:** {_quoted(line)}" for line in advice.warnings),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 #: Stands where there is no figure.
 NOTHING = "–"
@@ -26,13 +27,20 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{float(text):.0f}" if "e+" in text and abs(float(text)) < 1e5 else _short(text)
 
 
-def exact(value: float) -> str:
-    """A number in full, as short as Python writes it: to be pasted.
+def lr(value: float | None, grid: Iterable[float] = ()) -> str:
+    """A learning rate to at most 3 significant digits; to more where those name another one of ``grid``, too.
 
-    >>> exact(1.0), exact(0.001), exact(1e-05), exact(0.31622776601683794)
-    ('1.0', '0.001', '1e-5', '0.31622776601683794')
+    >>> lr(0.0316227766017, [0.01, 0.0316227766017]), lr(1e-05), lr(0.12345, [0.12345, 0.12349]), lr(1000.0)
+    ('0.0316', '1e-5', '0.12345', '1000')
     """
-    return _short(repr(float(value)))
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    others = [other for other in grid if other != value]
+    for digits in range(3, 17):
+        text = f"{value:.{digits}g}"
+        if all(f"{other:.{digits}g}" != text for other in others):
+            break
+    return f"{float(text):.0f}" if "e+" in text and abs(float(text)) < 1e5 else _short(text)
 
 
 def decimals(best: float | None, initial: float | None) -> int:

@@ -185,7 +185,7 @@ def draw_lr(report: Report) -> Figure:
     top.set_xscale("log")
     values = [value for entry in entries for _, value in entry.curve]
     top.axhline(initial, color="0.45", linewidth=1, linestyle=(0, (2, 2)))
-    known = "before training" if report.knows_initial else "worst"
+    known = "before training" if report.figures.initial_known else "worst"
     top.annotate(f"ℓ0 = {numbers.number(initial)} ({known})", (0.005, initial), xycoords=("axes fraction", "data"),
                  xytext=(0, -3 if report.maximize else 3), textcoords="offset points",
                  va="top" if report.maximize else "bottom", color="0.35", fontsize=8)  # fmt: skip
@@ -329,13 +329,14 @@ def draw_steps(report: Report) -> Figure:
     for row, (name, some) in zip(grid, rows):
         for axes, run in zip(row, some):
             steps, taken, caps, adaptive = zip(*((s, t, c, a) for s, t, c, a in run.step_sizes or []))
+            # The cap is drawn first and wide, so that a step that takes it is seen on it.
+            [handles["cap"]] = axes.plot(steps, caps, "-", color=COLOURS[5], linewidth=4.5, alpha=0.6)
             positive = [(s, a) for s, a in zip(steps, adaptive) if is_finite(a) and a > 0]
             if positive:
                 [handles["adaptive term"]] = axes.plot(*zip(*positive), ".", color="0.55", markersize=4)
             moved = [(s, t) for s, t in zip(steps, taken) if is_finite(t) and t > 0]
             if moved:
-                [handles["step size taken"]] = axes.plot(*zip(*moved), "-", color=COLOURS[0], linewidth=1.8)
-            [handles["cap"]] = axes.plot(steps, caps, "--", color=COLOURS[1], linewidth=1.2)
+                [handles["step size taken"]] = axes.plot(*zip(*moved), "-", color=COLOURS[0], linewidth=1.4)
             axes.set_yscale("log")
             share = "" if run.capped is None else f"\ncapped {100 * run.capped:.0f} %"
             axes.set_title(label(f"{name}, lr {numbers.number(run.lr)}") + share, loc="left", fontsize=8)

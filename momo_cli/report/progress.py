@@ -42,6 +42,7 @@ class LiveDisplay:
             console=console,
             expand=True,
         )
+        self._doing = ""
         self._live: Live | None = None
         self._row: TaskID | None = None
 
@@ -59,17 +60,22 @@ class LiveDisplay:
         if self._row is None:
             self._row = self._bar.add_task(self.task, total=self.total, runs=self._counts())
         self._bar.update(self._row, total=self.total)
-        if self.console.is_terminal and not self.console.quiet and self._live is None:
-            self._live = Live(self, console=self.console, refresh_per_second=8, transient=True)
-            self._live.start()
+        self._show()
+
+    def doing(self, what: str) -> None:
+        """Show what is done while no run is trained."""
+        self._doing = what
+        self._show()
 
     def advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> None:
         """Show where a run is."""
+        self._doing = ""
         self._current[spec] = (step, steps, loss)
         self._draw()
 
     def finished(self, spec: RunSpec, run: Run) -> None:
         """Count a run that has ended."""
+        self._doing = ""
         self._current.pop(spec, None)
         self.done += 1
         if run.status in self._marks:
@@ -96,7 +102,14 @@ class LiveDisplay:
         ]
         if len(self._current) > _SHOWN:
             lines.append(Text(f"  … and {len(self._current) - _SHOWN} more beside them", style="dim"))
+        if self._doing:
+            lines.append(Text(f"  {self._doing} …", style="dim"))
         return Group(self._bar, *lines)
+
+    def _show(self) -> None:
+        if self.console.is_terminal and not self.console.quiet and self._live is None:
+            self._live = Live(self, console=self.console, refresh_per_second=8, transient=True)
+            self._live.start()
 
     def _draw(self) -> None:
         partly = sum(step / steps for step, steps, _ in self._current.values())
@@ -115,24 +128,17 @@ class NotebookDisplay(LiveDisplay):
     _drawn = 0.0
 
     def __exit__(self, *exception: object) -> None:
-        self._show(at_once=True)
-
-    def started(self, specs: list[RunSpec], reused: int) -> None:
-        """Begin to draw, or count further runs in."""
-        super().started(specs, reused)
-        self._show(at_once=True)
+        self._show()
 
     def _draw(self) -> None:
         super()._draw()
-        self._show(at_once=False)
+        if time.monotonic() - self._drawn > _REDRAWN:
+            self._show()
 
-    def _show(self, at_once: bool) -> None:
+    def _show(self) -> None:
         from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
 
-        now = time.monotonic()
-        if self._row is None or (now - self._drawn < _REDRAWN and not at_once):
-            return
-        self._drawn = now
+        self._drawn = time.monotonic()
         console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(self)

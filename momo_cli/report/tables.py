@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from momo_cli.figures import GUESSES, TOLERANCE, Interval, OptimizerFigures, counts, diverged
 from momo_cli.report import Report, numbers
@@ -130,6 +130,7 @@ class Figure:
         better: Whether the ``low`` or the ``high`` one is best; ``own``: as the objective; None: neither is.
         spread: The figure with its interval, where it has one.
         beside: Whether a sweep's table shows it beside the learning rates.
+        near: Whether it can be best only for an optimizer whose ``ℓ*`` is near the best of all.
     """
 
     title: str
@@ -138,6 +139,7 @@ class Figure:
     better: str | None = None
     spread: Callable[[OptimizerFigures], Interval] = lambda entry: Interval()
     beside: bool = False
+    near: bool = True
 
 
 @dataclasses.dataclass
@@ -154,15 +156,16 @@ def columns(report: Report, beside: bool = False) -> list[Column]:
     """The figures side by side; ``beside``: those alone that stand beside a sweep's learning rates."""
     entries = report.figures.optimizers
     shown = [figure for figure in FIGURES if figure.beside or not beside]
-    return [_column(figure, entries, report.maximize) for figure in shown if any(map(figure.text, entries))]
+    return [_column(figure, report) for figure in shown if any(map(figure.text, entries))]
 
 
-def _column(figure: Figure, entries: Sequence[OptimizerFigures], maximize: bool) -> Column:
-    values = [figure.value(entry) for entry in entries]
+def _column(figure: Figure, report: Report) -> Column:
+    entries, near = report.figures.optimizers, report.figures.near
+    values = [figure.value(entry) if entry in near or not figure.near else None for entry in entries]
     known = [value for value in values if value is not None]
     best = None
     if figure.better and (len(set(known)) > 1 or len(entries) > len(known) > 0):
-        high = maximize if figure.better == "own" else figure.better == "high"
+        high = report.maximize if figure.better == "own" else figure.better == "high"
         best = max(known) if high else min(known)
     spreads = [figure.spread(entry) for entry in entries]
     return Column(
@@ -181,7 +184,7 @@ def decades(entry: OptimizerFigures) -> str:
 
 def best_lr(entry: OptimizerFigures) -> str:
     """The best learning rate, with ``!`` where it is at an end of its grid."""
-    return numbers.number(entry.best_lr) + ("!" if entry.best_at_edge else "")
+    return numbers.lr(entry.best_lr, entry.lrs) + ("!" if entry.best_at_edge else "")
 
 
 def of_diverged(entry: OptimizerFigures) -> str:
@@ -222,6 +225,6 @@ FIGURES = (
     ),
     Figure("good range, decades", lambda e: e.good_range.decades, decades, better="high", beside=True),
     *map(_expected_best, GUESSES),
-    Figure("diverged", lambda e: e.diverged, of_diverged, better="low", beside=True),
+    Figure("diverged", lambda e: e.diverged, of_diverged, better="low", beside=True, near=False),
     Figure("capped", lambda e: e.capped, capped),
 )

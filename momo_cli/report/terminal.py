@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from momo_cli.report import Report, conclusions, numbers, tables
+from momo_cli.report.advice import answer, use
 from momo_cli.report.warnings import warnings
 
 #: Styles of the cells' levels: dark text on a light ground, legible on dark and on light terminals.
@@ -32,7 +33,8 @@ STYLES = {
 
 def print_sweep(report: Report, console: Console) -> None:
     """A row for each optimizer, a column for each learning rate, then what follows from them."""
-    _say(console, conclusions.heading(report), style="bold")
+    _print_answer(console, report)
+    _say(console, conclusions.heading(report))
     strip = tables.strip(report)
     columns = tables.columns(report, beside=True)
     widest = _strip_table(console, report, strip, strip.optimizers, columns)
@@ -47,7 +49,8 @@ def print_sweep(report: Report, console: Console) -> None:
 
 def print_compare(report: Report, console: Console) -> None:
     """The strips aligned on each optimizer's default learning rate, the figures side by side, and what follows."""
-    _say(console, conclusions.heading(report), style="bold")
+    _print_answer(console, report)
+    _say(console, conclusions.heading(report))
     strip = tables.strip(report, relative=True)
     if strip.relative:
         defaults = [f"{name} {numbers.number(report.default_lrs[name])}" for name in strip.optimizers]
@@ -63,13 +66,11 @@ def print_recommendation(report: Report, console: Console) -> None:
     """The optimizer and the learning rate to use, why, what is doubtful, and the line to paste."""
     advice = report.advice
     if advice is None:
-        _say(console, "No recommendation: no run ended with a finite value.", style="bold")
+        _print_answer(console, report)
+        for line in warnings(report):
+            _warn(console, line)
     else:
-        _say(
-            console,
-            f"Use {advice.optimizer} with a learning rate of {numbers.number(advice.lr, 4)}.",
-            style="bold",
-        )
+        _say(console, use(report, advice), style="bold")
         console.print()
         for line in advice.code.splitlines():
             console.print(Text("    " + _safe(console, line), style="cyan"), soft_wrap=True)
@@ -117,19 +118,25 @@ def _warn(console: Console, text: str) -> None:
 
 
 def command_lines(command: str, width: int) -> list[str]:
-    r"""A command to paste, broken between its arguments as a shell takes it.
+    r"""A command to paste, broken before its flags as a shell takes it.
 
     >>> print("\n".join(command_lines("momo sweep task.py -o sgd --lrs sgd=10,100", 30)))
     momo sweep task.py -o sgd \
       --lrs sgd=10,100
+    >>> print("\n".join(command_lines("momo sweep task.py -o sgd", 24)))
+    momo sweep task.py \
+      -o sgd
     """
+    unquoted = r"(?=(?:[^']*'[^']*')*[^']*$)"
     lines = [""]
-    for word in re.split(r" (?=(?:[^']*'[^']*')*[^']*$)", command) if command else []:
-        if lines[-1] and len(lines[-1]) + len(word) + 3 > width:
-            lines[-1] += " \\"
-            lines.append("  " + word)
-        else:
-            lines[-1] += " " + word if lines[-1] else word
+    for flag in re.split(rf" (?=-){unquoted}", command) if command else []:
+        # A flag and its value stay together, unless they are wider than a line.
+        for part in [flag] if len(flag) + 4 <= width else re.split(rf" {unquoted}", flag):
+            if lines[-1] and len(lines[-1]) + len(part) + 3 > width:
+                lines[-1] += " \\"
+                lines.append("  " + part)
+            else:
+                lines[-1] += " " + part if lines[-1] else part
     return lines if command else []
 
 
@@ -280,6 +287,14 @@ def _print_legend(console: Console, strip: tables.Strip, columns: Sequence[table
     if strip.gathered:
         parts.append("learning rates gathered by half decades")
     _say(console, "; ".join(parts), style="dim")
+    console.print()
+
+
+def _print_answer(console: Console, report: Report) -> None:
+    lead, reason = answer(report)
+    _say(console, lead, style="bold")
+    if reason and report.figures.learned:
+        _say(console, reason)
     console.print()
 
 

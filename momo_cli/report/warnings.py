@@ -6,7 +6,6 @@ has no command), or is in use already, is not offered. A command to paste stands
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Iterable
 
@@ -48,13 +47,15 @@ def _at_edge(report: Report, chosen: OptimizerFigures | None) -> str:
     for entry in at_end:
         tried = [lr for lr, _ in entry.curve]
         where = "only" if len(tried) == 1 else "smallest" if entry.best_lr == tried[0] else "largest"
-        parts.append(f"{entry.optimizer}'s best learning rate is the {where} tried ({numbers.number(entry.best_lr)})")
+        parts.append(
+            f"{entry.optimizer}'s best learning rate is the {where} tried ({report.lr(entry.best_lr, entry.optimizer)})"
+        )
     sentence = (
         f"{numbers.names(parts)}: the true best may lie beyond, and its sensitivity and good range are then wrong."
     )
     if report.command:
         return f"{sentence} Try next: `{extension_command(report, at_end)}`"
-    lrs = [f"{numbers.names([numbers.number(lr) for lr in beyond(e)])} with {e.optimizer}" for e in at_end]
+    lrs = [f"{numbers.names([numbers.lr(lr) for lr in beyond(e)])} with {e.optimizer}" for e in at_end]
     return f"{sentence} Try {numbers.names(lrs)} next."
 
 
@@ -71,10 +72,12 @@ def _open_range(report: Report, chosen: OptimizerFigures | None) -> str:
 
 
 def _spans(report: Report, chosen: OptimizerFigures | None) -> str:
-    widths = {entry.optimizer: entry.decades for entry in report.figures.optimizers if entry.decades is not None}
-    if len(widths) < 2 or max(widths.values()) - min(widths.values()) < 0.01:
+    if report.figures.sampled:  # a study's trials span about the same range, which is given
         return ""
-    parts = [f"{name} {width:.1f}" for name, width in widths.items()]
+    widths = [(e.optimizer, f"{e.decades:.1f}") for e in report.figures.optimizers if e.decades is not None]
+    if len({width for _, width in widths}) < 2:
+        return ""
+    parts = [f"{name} {width}" for name, width in widths]
     return (
         f"The grids span different numbers of decades ({numbers.names(parts)}): sensitivities and regrets over "
         "them are not comparable."
@@ -102,15 +105,15 @@ def _failed(report: Report, chosen: OptimizerFigures | None) -> str:
     return f"{numbers.count(total, 'run')} ({numbers.names(parts)}) {verb} count" + (f": {last}" if last else ".")
 
 
-def _nothing_learned(report: Report, chosen: OptimizerFigures | None) -> str:
-    best, initial = report.figures.best, report.figures.initial
-    if best is None or best.best is None or initial is None or len(report.runs) < 2 or not report.knows_initial:
-        return ""
-    if not math.isclose(best.best, initial):
+def nothing_learned(report: Report, chosen: OptimizerFigures | None = None) -> str:
+    """The best of all is hardly better than the start, so that no figure means anything."""
+    best = report.figures.best
+    if best is None or report.figures.learned:
         return ""
     return (
-        f"No run ended with a better {report.objective} than it began with ({numbers.number(initial)}): "
-        f"train longer with {_longer(report)}, or widen --lrs."
+        f"The best {report.objective}, {numbers.number(best.best, 4)}, improves on the start, "
+        f"{numbers.number(report.figures.initial, 4)}, by less than 1 %, so no learning rate can be told from another: "
+        f"train longer with {_longer(report)}, widen --lrs, or look at the task with `momo check {_task(report)}`"
     )
 
 
@@ -132,7 +135,7 @@ def _one_seed(report: Report, chosen: OptimizerFigures | None) -> str:
 
 
 def _unknown_initial(report: Report, chosen: OptimizerFigures | None) -> str:
-    if report.figures.initial is None or report.knows_initial:
+    if report.figures.initial is None or report.figures.initial_known:
         return ""
     instead = "report it at step 0" if report.script else "give it to `momo import` with --initial"
     return (
@@ -143,7 +146,7 @@ def _unknown_initial(report: Report, chosen: OptimizerFigures | None) -> str:
 
 #: Every warning, the gravest first; each takes the report and the optimizer recommended, if one is.
 WARNINGS: tuple[Callable[[Report, OptimizerFigures | None], str], ...] = (
-    _nothing_learned,
+    nothing_learned,
     _at_edge,
     _open_range,
     _spans,
@@ -157,6 +160,10 @@ WARNINGS: tuple[Callable[[Report, OptimizerFigures | None], str], ...] = (
 
 def _entries(report: Report, chosen: OptimizerFigures | None) -> Entries:
     return report.figures.optimizers if chosen is None else (chosen,)
+
+
+def _task(report: Report) -> str:
+    return shlex.quote(report.task)
 
 
 def _longer(report: Report) -> str:

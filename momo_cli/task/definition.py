@@ -88,6 +88,8 @@ class Task:
 
         if not isinstance(self.model, torch.nn.Module):
             raise UserError(f"{where} returned a model that is {_described(self.model)}, not a torch.nn.Module.")
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise UserError(f"{where} returned a model without a trainable parameter: there is nothing to train.")
         for name, required in (("loss", True), ("metrics", False)):
             value = getattr(self, name)
             if not callable(value) and (required or value is not None):

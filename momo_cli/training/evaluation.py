@@ -97,12 +97,33 @@ def scalar_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
         UserError: It is something else.
     """
     loss = task.loss(model, batch)
-    if isinstance(loss, torch.Tensor) and loss.dim() == 0:
+    if isinstance(loss, torch.Tensor) and loss.dim() == 0 and loss.is_floating_point():
         return loss
-    is_what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+    if not isinstance(loss, torch.Tensor):
+        what = f"a {type(loss).__name__}"
+    elif loss.dim():
+        what = f"a tensor of shape {list(loss.shape)}"
+    else:
+        what = f"a tensor of {str(loss.dtype).removeprefix('torch.')}"
     raise UserError(
-        f"The task's loss(model, batch) returned {is_what}, not a 0-dim tensor.\nReturn the mean loss of the batch."
+        f"The task's loss(model, batch) returned {what}, not a 0-dim floating-point tensor.\n"
+        "Return the mean loss of the batch."
     )
+
+
+def training_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
+    """As :func:`scalar_loss`, for a step of training.
+
+    Raises:
+        UserError: It has no gradient, too.
+    """
+    loss = scalar_loss(task, model, batch)
+    if not loss.requires_grad:
+        raise UserError(
+            "The task's loss(model, batch) returned a tensor without a gradient: it is detached, or doesn't depend on "
+            "the model's parameters.\nReturn the loss itself, without detach(), item() or no_grad()."
+        )
+    return loss
 
 
 def evaluate(task: Task, settings: Settings, device: torch.device) -> Evaluation:

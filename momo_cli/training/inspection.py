@@ -18,6 +18,7 @@ from momo_cli.training.run.clock import step_times
 from momo_cli.training.run.training_run import TrainingRun
 from momo_cli.training.stack.checks import check_stack
 from momo_cli.training.stack.models import CannotStack
+from momo_cli.training.untrained import untrained_line, untrained_tensors
 
 _STEPS = 20
 
@@ -37,6 +38,7 @@ class Inspection:
         memory: Bytes: on CUDA the peak allocated, else those of parameters, gradients and the optimizer's state.
         device: Where it ran.
         alone: Why runs can't be trained together; empty where they can.
+        untrained: A line on tensors that get a gradient and that no optimizer trains; empty where there is none.
     """
 
     parameters: int
@@ -53,6 +55,7 @@ class Inspection:
     memory: int
     device: str
     alone: str
+    untrained: str
 
 
 def inspect_task(source: TaskSource, settings: Settings, device: torch.device, seed: int = 0) -> Inspection:
@@ -100,6 +103,7 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         else 3 * sum(p.nbytes for p in trainable),
         device=str(device),
         alone=alone,
+        untrained=untrained_line(untrained_tensors(task, settings, device)),
     )
 
 

@@ -19,12 +19,12 @@ from momo_cli.__main__ import run
 from momo_cli.figures import Figures, Interval
 from momo_cli.runs import FIELDS, Run
 
-SEEDS, SUBSETS, SIZE, LEAST = 64, 200, 3, 0.92
+SEEDS, SUBSETS, SIZE, LEAST = 64, 2000, 3, 0.92
 
 #: What a record is made of: the task, and the options of the sweep.
 RECORDS = {
     "digits-mlp": ("-o", "momo,sgd-m,adam", "--lrs", "1e-2:1e1:5", "--lrs", "adam=1e-4:1e-1:5"),
-    "digits-cnn": ("-o", "momo,sgd-m,adam", "--lrs", "1e-2:1e1:4", "--lrs", "adam=1e-4:1e-1:4", "--steps", "20"),
+    "digits-cnn": ("-o", "momo,sgd-m,adam", "--lrs", "1e-2:1e1:4", "--lrs", "adam=1e-4:1e-1:4", "--steps", "80"),
 }
 
 

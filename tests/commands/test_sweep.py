@@ -200,6 +200,8 @@ def test_a_user_error_fails_its_runs_alone(momo, folder):
         (("sweep", "mymodule", "--storage", "nonsense"), "storage URL"),
         (("sweep", "mymodule", "--storage", "sqlite:////no/such/folder/x.db"), "--storage"),
         (("sweep", "mymodule", "--json", "no/such/folder/x"), "no folder"),
+        (("sweep", "mymodule", "--json", "."), "is a folder"),
+        (("check", "mymodule", "--schedule", "cosine"), "--schedule"),
         (("sweep", "mymodule", "--frsh"), "--fresh"),
         (("sweep",), "TASK"),
         (("swep", "mymodule"), "Did you mean 'sweep'"),
@@ -227,6 +229,9 @@ RETURNS = {
     "(model, loss, [])": "without a single batch",
     "(model, lambda model, batch: model(batch[0]), train)": "shape [16, 1]",
     "(model, lambda model, batch: 1.0, train)": "a float",
+    "(model, lambda model, batch: model(batch[0]).sum().long(), train)": "a tensor of int64",
+    "(model, lambda model, batch: model(batch[0]).sum().detach(), train)": "without a gradient",
+    "(model.requires_grad_(False), loss, train)": "without a trainable parameter",
 }
 
 
@@ -315,3 +320,21 @@ def test_check_finds_a_negative_loss(momo, folder):
     file.write_text(file.read_text().replace("batch[1])\n", "batch[1]) - 5\n"))
     code, out, _ = momo("check", "mymodule")
     assert code == 0 and "momo(lb=" in out
+
+
+def test_tensors_that_no_optimizer_trains_are_named(momo, folder):
+    file = folder / "mymodule.py"
+    file.write_text(
+        file.read_text().replace(
+            "    return model",
+            "    scale, teacher = torch.nn.Linear(1, 1), torch.nn.Linear(4, 1)\n"
+            "    def loss(model, batch):\n"
+            "        with torch.no_grad(): target = teacher(batch[0])\n"
+            "        return (scale(model(batch[0])) - target).square().mean()\n"
+            "    return model",
+        )
+    )
+    for arguments in (GRID, ("check", "mymodule")):
+        code, out, err = momo(*arguments)
+        assert code == 0 and "scale.weight, scale.bias get a gradient" in " ".join((out + err).split())
+        assert "teacher" not in out + err

@@ -174,3 +174,14 @@ def test_the_document(make_report):
         "optimizer", "lr", "best_lr", "good_range", "expected", "because", "warnings", "code",
     ]  # fmt: skip
     assert writing.table([]).startswith("optimizer,lr,seed,status,objective,initial")
+
+
+def test_crashed_runs_and_negative_learning_rates(tmp_path):
+    path = tmp_path / "wandb.csv"
+    path.write_text("o,lr,State,v\nsgd,0.1,finished,1\nsgd,1,crashed,\n")
+    _, notes = read_csv(path, lr_col="lr", optimizer_cols=["o"], value_col="v")
+    assert "crashed" in notes[1] and "--where State=finished" in notes[1]
+    path.write_text("o,lr,v\nsgd,-0.1,1\n")
+    with pytest.raises(UserError, match="line 2: the learning rate -0.1") as error:
+        read_csv(path, lr_col="lr", optimizer_cols=["o"], value_col="v")
+    assert error.value.code == 1

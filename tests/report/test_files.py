@@ -47,7 +47,7 @@ def test_plots_of_little(make_report):
     one.figures = figures.analyze(one.runs)
     with pytest.raises(UserError, match="nothing to plot"):
         plot.svg(one, "lr")
-    assert "No run ended" in html.render(one)
+    assert "no run ended" in html.render(one)
 
 
 def test_a_plot_that_cannot_be_made(monkeypatch):

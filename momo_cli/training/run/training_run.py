@@ -18,7 +18,7 @@ from momo_cli.training.evaluation import (
     measure_initial,
     objective_name,
     precision,
-    scalar_loss,
+    training_loss,
 )
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
 from momo_cli.training.run.stepper import Stepper
@@ -82,7 +82,7 @@ class TrainingRun:
 
         def compute_loss() -> torch.Tensor:
             with precision(self.settings, self.device):
-                return scalar_loss(self.task, self.task.model, batch)
+                return training_loss(self.task, self.task.model, batch)
 
         self.stepper.set_lr(self.settings.lr_factor(self._reader.taken, self.steps))
         loss = self.stepper.step(compute_loss)

@@ -12,7 +12,7 @@ from momo_cli.errors import UserError, first_line
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import generators_restored, move
-from momo_cli.training.evaluation import buffers_restored, precision, scalar_loss
+from momo_cli.training.evaluation import buffers_restored, precision, scalar_loss, training_loss
 from momo_cli.training.stack.models import CannotStack, Stack
 
 
@@ -68,7 +68,7 @@ def _compare(task: Task, batch: Any, settings: Settings) -> None:
         stack.fixed = after
         trainable = [p for p in model.parameters() if p.requires_grad]
         with precision(settings, stack.device):
-            loss = scalar_loss(task, model, batch)
+            loss = training_loss(task, model, batch)
         alone = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trainable)])
         pairs = [(stack.g[row], alone), (losses[row], loss.detach())]
         pairs += [(after[name][row], buffer) for name, buffer in stack.objective.named_buffers()]
