@@ -21,6 +21,7 @@ from momo.passes.sums import dot, segment_dots
 _WHOLE = 1 << 17  # elements from which on a tensor isn't gathered with others
 _SLICE = {"cpu": 1 << 18}  # elements that are worked on at once
 _ELSEWHERE = 1 << 21
+_KNOWN = 4  # pieces of working memory whose views are kept
 
 
 class TorchPasses:
@@ -94,10 +95,11 @@ class _Gathered(_Piece):
         self.size = sum(self._sizes)
         self._index = torch.tensor(indices).to(self.device, non_blocking=True)
         self._lengths = torch.tensor(self._sizes).to(self.device, non_blocking=True)
+        self._known_views: dict[int, list[Tensor]] = {}
         self._buffers = []
         for name in members.buffer_names:
             flat = torch.empty(self.size, dtype=self.dtype, device=self.device)
-            views, old = self._views(flat), members.buffers(name)
+            views, old = self._make_views(flat), members.buffers(name)
             for i, shape in zip(indices, self._shapes):
                 _check_shape(old[i], shape)
             torch._foreach_copy_(views, [old[i] for i in indices])
@@ -106,6 +108,15 @@ class _Gathered(_Piece):
             self._buffers.append(flat)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
+        """Views of the slice in the shapes of the parameters: made once for memory that is used again."""
+        known = self._known_views.get(flat.data_ptr())
+        if known is None:
+            if len(self._known_views) > _KNOWN:
+                self._known_views.clear()
+            known = self._known_views[flat.data_ptr()] = self._make_views(flat)
+        return known
+
+    def _make_views(self, flat: Tensor) -> list[Tensor]:
         return [part.view(shape) for part, shape in zip(flat.split(self._sizes), self._shapes)]
 
     def _spread(self, per_parameter: Tensor) -> Tensor:
