@@ -15,7 +15,6 @@ from momo_cli.plan.grid import RunSpec, run_key
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.store import Store, StoredRuns, study_key
-from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 
 _LOOK = 1.0  # seconds between looks at runs that others hold
@@ -23,6 +22,7 @@ _LOOK = 1.0  # seconds between looks at runs that others hold
 if TYPE_CHECKING:
     from momo_cli.training.dispatch.candidates import Resources
     from momo_cli.training.dispatch.executor import Trains
+    from momo_cli.training.probe import Probe
     from momo_cli.training.run.record import Watch
 
 
@@ -130,11 +130,11 @@ class Experiment:
         assert isinstance(self.source, TaskSource)
         resources = self._resources()
         display.doing("building the task")
-        name, task, untrained = self._check(self.source, specs, resources.devices[0])
+        name, probe, untrained = self._check(self.source, specs, resources.devices[0])
         if untrained:
             display.said(untrained)
         display.doing("timing a few steps and measuring where training begins")
-        return name, Executor(self.source, self.settings, resources, watch, display.said, task, batch)
+        return name, Executor(self.source, self.settings, resources, watch, display.said, probe, batch)
 
     def check_optimizers(self, specs: list[RunSpec]) -> None:
         """Find a wrong optimizer, or wrong arguments of it, before any run.
@@ -162,16 +162,18 @@ class Experiment:
 
         return Resources(parse_devices(self.device), self.together, self.jobs)
 
-    def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Task, str]:
+    def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Probe, str]:
         """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
         from momo_cli.training.evaluation import check_metric, objective_name
+        from momo_cli.training.probe import Probe
         from momo_cli.training.untrained import untrained_line, untrained_tensors
 
         self.check_optimizers(specs)
-        task = source.build(specs[0].seed, device)
-        name = objective_name(task, self.settings)
-        check_metric(task, name, device)
-        return name, task, untrained_line(untrained_tensors(task, self.settings, device))
+        probe = Probe(source, specs[0].seed, device)
+        assert probe.task is not None
+        name = objective_name(probe.task, self.settings)
+        check_metric(probe.task, name, device)
+        return name, probe, untrained_line(untrained_tensors(probe.task, self.settings, device))
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""

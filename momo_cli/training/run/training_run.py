@@ -8,8 +8,7 @@ from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
-from momo_cli.task.definition import Task
-from momo_cli.task.loading import TaskSource
+from momo_cli.task.definition import Builds, Task
 from momo_cli.training.data import endless, move
 from momo_cli.training.evaluation import (
     Evaluation,
@@ -101,7 +100,7 @@ class TrainingRun:
 
 
 def train_run(
-    source: TaskSource,
+    source: Builds,
     spec: RunSpec,
     settings: Settings,
     device: torch.device,

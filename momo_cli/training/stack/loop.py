@@ -12,8 +12,7 @@ from momo_cli.errors import UserError, first_line
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
-from momo_cli.task.definition import Task
-from momo_cli.task.loading import TaskSource
+from momo_cli.task.definition import Builds, Task
 from momo_cli.training.data import Generators, batch_size, endless, move
 from momo_cli.training.evaluation import Evaluation, Initial, evaluate, measure_initial, objective_name
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
@@ -175,7 +174,7 @@ class StackedRuns:
 
 
 def train_stack(
-    source: TaskSource,
+    source: Builds,
     specs: Sequence[RunSpec],
     settings: Settings,
     device: torch.device,
