@@ -76,7 +76,7 @@ class Reports:
         step, rank = numbers.pop("step", None), int(numbers.pop("rank", 0))
         for name, value in numbers.items():
             self.finite = self.finite and math.isfinite(value)
-            self.series.setdefault("loss" if name == "train_loss" else name, Series()).add(step, value, rank)
+            self.series.setdefault(name, Series()).add(step, value, rank)
 
     def restart(self) -> None:
         """The script is started again where it was interrupted."""
@@ -84,8 +84,8 @@ class Reports:
             series.restart()
 
     def last(self, name: str) -> float | None:
-        """The value reported last under ``name``; of ``train_loss`` the mean over the last tenth of the steps."""
-        if name == "train_loss":
+        """The last value under ``name``; of ``train_loss`` the mean of ``loss`` over the last tenth of the steps."""
+        if name == "train_loss" and self.losses.values:
             return train_loss(self.losses)
         series = self.series.get(name)
         return series.values[-1] if series and series.values else None
