@@ -1,7 +1,7 @@
 """momo's own cost of a run that is a command: ``python -m momo_cli.bench --commands``, on a script that does nothing.
 
-The rival is a plain loop over the same commands, one after another. They take turns; the cost of a run is what a run more
-takes momo, less what it takes the loop, so that what a command takes to start is told apart.
+The rival is a plain loop over the same commands, one after another. They take turns; a run's cost is the time that one
+run more takes momo, less what it takes the loop, so that the time in which a command starts is told apart.
 """
 
 from __future__ import annotations
