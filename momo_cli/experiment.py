@@ -284,8 +284,8 @@ class Session:
         experiment = self.experiment
         if not experiment.store.has_heartbeats:
             self.display.said(
-                f"{experiment.store.url} takes no heartbeats: runs of a process that dies are taken up when the command "
-                "is started again on its machine."
+                f"{experiment.store.url} takes no heartbeats: runs of a process that dies are taken up when the "
+                "command is started again on its machine."
             )
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:

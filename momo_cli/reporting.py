@@ -146,7 +146,7 @@ def default_lrs(runs: list[Run], known_only: bool) -> dict[str, float]:
     for label in dict.fromkeys(run.optimizer for run in runs):
         try:
             spec = OptimizerSpec.parse(label)
-            if spec.name in KNOWN or not known_only:
+            if spec.name in KNOWN or not (known_only or ":" in spec.name):
                 found[label] = spec.default_lr
         except UserError:
             pass

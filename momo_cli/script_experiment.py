@@ -86,7 +86,10 @@ class ScriptExperiment(Experiment):
                 "{optimizer} in the command has no value: name the optimizers that the script knows.\n"
                 "For instance: momo sweep -o sgd,adamw -- python train.py --lr {lr} --opt {optimizer}"
             )
-        return [ScriptOptimizer(label, label.partition("(")[0]) for label in labels or [SCRIPT]]
+        return [
+            ScriptOptimizer(label, split_outside_brackets(label, "+")[0].partition("(")[0])
+            for label in labels or [SCRIPT]
+        ]
 
     def key(self) -> dict[str, Any]:
         """Everything that changes a result."""

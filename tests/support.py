@@ -35,13 +35,13 @@ def build(seed, width=8, samples=96):
 """
 
 
-def wait_for_trials(count: int, seconds: float = 90) -> None:
-    """Wait until ``momo.db`` in the current folder holds ``count`` runs that ended, while another process writes it."""
+def wait_for_trials(count: int, seconds: float = 90, url: str = "sqlite:///momo.db") -> None:
+    """Wait until the storage holds ``count`` runs that ended, while another process writes it."""
     deadline = time.time() + seconds
     while time.time() < deadline:
         try:
-            if Path("momo.db").exists():
-                storage = optuna.storages.RDBStorage("sqlite:///momo.db")
+            if not url.startswith("sqlite") or Path(url.removeprefix("sqlite:///")).exists():
+                storage = optuna.storages.RDBStorage(url)
                 studies = [
                     optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)
                 ]

@@ -12,7 +12,7 @@ from momo_cli.plan import RunSpec
 from momo_cli.script_experiment import ScriptExperiment
 from momo_cli.store import Store
 from momo_cli.training.script import Command
-from momo_cli.user_code import UserCodeError
+from momo_cli.user_code import OURS, UserCodeError
 
 _OF_SCRIPT = "Of a training script's one run."
 
@@ -51,9 +51,9 @@ def check(
     cpu.prepare(device)  # as in training
     try:
         seen = inspect_task(source, task_options.settings(), device)
-    except (UserError, UserCodeError):
+    except (UserCodeError, *OURS):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise UserCodeError(source.name, error) from error
     inspected.print_inspection(source.name, seen, Console(highlight=False))
 

@@ -21,8 +21,8 @@ def compare(
 ) -> None:
     """Compare optimizers over their learning rates: sensitivity, regret, good range, what blind guesses would give.
 
-    Trains what is missing: momo, sgd-m, momo-adam and adam over nine learning rates and three seeds, unless the
-    options say otherwise.
+    Trains what is missing: momo, sgd-m, momo-adam, adam and adamw+cosine over nine learning rates and three
+    seeds, unless the options say otherwise.
 
     [bold]Examples[/bold]
 

@@ -21,12 +21,13 @@ from momo_cli.experiment import Experiment
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
 from momo_cli.plan.learning_rates import parse_range
 from momo_cli.plan.optimizers import KNOWN
-from momo_cli.plan.settings import AMP, SCHEDULES
+from momo_cli.plan.schedules import SCHEDULES
+from momo_cli.plan.settings import AMP
 from momo_cli.report import numbers
 from momo_cli.report.exports import FORMATS, Format, Target
 from momo_cli.script_experiment import ScriptExperiment
 from momo_cli.search import PRUNERS, SAMPLERS, Search
-from momo_cli.store import DEFAULT_URL, Store
+from momo_cli.store import DEFAULT_URL, GRACE, Store
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.loading import TaskSource, find_task
 from momo_cli.training.script import Command, Reading
@@ -69,6 +70,15 @@ StorageOption = Annotated[
     str,
     typer.Option(
         envvar="MOMO_STORAGE", metavar="URL", help="Optuna storage that keeps the runs.", rich_help_panel=_STORE
+    ),
+]
+GraceOption = Annotated[
+    int,
+    typer.Option(
+        metavar="SECONDS",
+        min=3,
+        help="Runs of a process that has sent no heartbeat for so long go to others.",
+        rich_help_panel=_STORE,
     ),
 ]
 StudyOption = Annotated[
@@ -189,8 +199,8 @@ class TrainingOptions(TaskOptions):
             autocompletion=_starting(KNOWN),
             help="Optimizer, repeatable or comma-separated: "
             + ", ".join(KNOWN)
-            + ", any class of torch.optim in lower case, or package.module:Class; arguments in brackets: "
-            "'adamw(weight_decay=0.1)'.",
+            + ", any class of torch.optim in lower case, or package.module:Class; arguments in brackets, schedule "
+            "and warm-up behind: 'adamw(weight_decay=0.1)+cosine+warmup=0.1'.",
         ),
     ] = None
     lrs: Annotated[
@@ -245,6 +255,7 @@ class TrainingOptions(TaskOptions):
     storage: StorageOption = DEFAULT_URL
     study: StudyOption = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is stored.", rich_help_panel=_STORE)] = False
+    grace: GraceOption = GRACE
 
     def settings(self) -> Settings:
         """What changes a run's result."""
@@ -277,7 +288,7 @@ class TrainingOptions(TaskOptions):
 
     def store(self) -> Store:
         """The store that ``--storage`` names."""
-        return Store(self.storage)
+        return Store(self.storage, self.grace)
 
     def experiment(self, task: str) -> Experiment:
         """The task, and how its runs are trained and kept.

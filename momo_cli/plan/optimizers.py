@@ -9,6 +9,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from momo_cli.errors import UserError, did_you_mean, first_line
+from momo_cli.plan.schedules import SCHEDULES, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +43,7 @@ KNOWN: dict[str, Known] = {
 SWEPT = "momo,sgd-m"
 
 #: Those of a comparison, and its seeds.
-COMPARED, SEEDS = "momo,sgd-m,momo-adam,adam", 3
+COMPARED, SEEDS = "momo,sgd-m,momo-adam,adam,adamw+cosine", 3
 
 #: Momo's methods by name; their classes, as ``momo:Momo``, count too.
 MOMO_METHODS = ("momo", "momo-adam", "momo-star", "momo-adam-star", "momo-muon")
@@ -51,10 +52,10 @@ MOMO_METHODS = ("momo", "momo-adam", "momo-star", "momo-adam-star", "momo-muon")
 def is_momo(label: str) -> bool:
     """Whether a spec, as typed, names one of Momo's methods.
 
-    >>> [is_momo(spec) for spec in ("momo", "momo-adam(lb=-1)", "momo:MomoAdam", "adam", "mine:Momo")]
+    >>> [is_momo(spec) for spec in ("momo+cosine", "momo-adam(lb=-1)", "momo:MomoAdam", "adam", "mine:Momo")]
     [True, True, True, False, False]
     """
-    name = label.split("(")[0].strip()
+    name = split_outside_brackets(label, "+")[0].split("(")[0].strip()
     module, _, cls = name.partition(":")
     return name in MOMO_METHODS or (module.split(".")[0] == "momo" and cls.startswith("Momo"))
 
@@ -67,27 +68,36 @@ class OptimizerSpec:
         label: The spec as typed: the optimizer's name in every table and in the store.
         name: The name before the brackets.
         arguments: The keyword arguments in the brackets.
+        schedule: The spec's own schedule; None where ``--schedule`` says.
+        warmup: The spec's own warm-up; None where ``--warmup`` says.
     """
 
     label: str
     name: str
     arguments: tuple[tuple[str, Any], ...] = ()
+    schedule: str | None = None
+    warmup: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> OptimizerSpec:
-        """Read ``name`` or ``name(argument=value, …)``.
+        """Read ``name`` or ``name(argument=value, …)``, perhaps with ``+schedule`` and ``+warmup=FRACTION`` behind it.
 
         >>> OptimizerSpec.parse("adamw(weight_decay=0.1)").arguments
         (('weight_decay', 0.1),)
+        >>> spec = OptimizerSpec.parse("adamw+wsd+warmup=0.1")
+        >>> spec.name, spec.schedule, spec.warmup
+        ('adamw', 'wsd', 0.1)
 
         Raises:
-            UserError: The brackets don't hold keyword arguments with literal values.
+            UserError: The brackets don't hold keyword arguments with literal values, or there is no such schedule.
         """
         text = text.strip()
-        name, bracket, rest = text.partition("(")
+        body, *behind = split_outside_brackets(text, "+") or [""]
+        schedule, warmup = _schedule(text, behind)
+        name, bracket, rest = body.partition("(")
         name = name.strip()
         if not bracket:
-            return cls(text, name)
+            return cls(text, name, (), schedule, warmup)
         try:
             call = ast.parse(f"f({rest}", mode="eval").body
             if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
@@ -100,7 +110,7 @@ class OptimizerSpec:
             ) from None
         if "lr" in dict(arguments):
             raise UserError(f"--optimizer {text!r}: the learning rate is given with --lrs {text.partition('(')[0]}=….")
-        return cls(text, name, arguments)
+        return cls(text, name, arguments, schedule, warmup)
 
     def load(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         """The optimizer's class and the keyword arguments it is built with besides ``lr``.
@@ -202,16 +212,36 @@ def parse_optimizers(texts: Iterable[str]) -> list[OptimizerSpec]:
     return list({label: OptimizerSpec.parse(label) for label in labels}.values())
 
 
-def split_outside_brackets(text: str) -> list[str]:
-    """The comma-separated parts of ``text``; commas within brackets don't separate."""
+def split_outside_brackets(text: str, separator: str = ",") -> list[str]:
+    """The parts of ``text`` between separators; those within brackets don't separate."""
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "([{") - (c in ")]}")
-        if c == "," and depth == 0:
+        if c == separator and depth == 0:
             parts.append(text[start:i])
             start = i + 1
     parts.append(text[start:])
     return [part.strip() for part in parts if part.strip()]
+
+
+def _schedule(text: str, parts: list[str]) -> tuple[str | None, float | None]:
+    """The schedule and the warm-up that stand behind a spec."""
+    kind: str | None = None
+    warmup: float | None = None
+    for part in parts:
+        name, equals, value = part.partition("=")
+        try:
+            if name.strip() == "warmup" and equals:
+                warmup = Schedule(warmup=float(value)).warmup
+            else:
+                kind = Schedule(part).kind
+        except (UserError, ValueError):
+            raise UserError(
+                f"--optimizer {text!r}: {part!r} is neither a schedule nor a warm-up from 0 to 1."
+                f"{did_you_mean(part, list(SCHEDULES))}\n"
+                f"Schedules: {', '.join(SCHEDULES)}; for instance adamw+cosine+warmup=0.1."
+            ) from None
+    return kind, warmup
 
 
 def _is_optimizer_class(value: Any) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from momo_cli.errors import UserError
 from momo_cli.figures import OptimizerFigures, Prefer, Recommendation, counts, recommend
-from momo_cli.plan.optimizers import is_momo
+from momo_cli.plan.optimizers import OptimizerSpec, is_momo
+from momo_cli.plan.schedules import Schedule
+from momo_cli.plan.settings import Settings
 from momo_cli.report import Advice, Report, conclusions, numbers
 from momo_cli.report.code import code, script_command
 from momo_cli.report.lower_bound import lower_bound_comment
@@ -56,7 +59,18 @@ def _lines(report: Report, found: Recommendation) -> str:
     lr = report.lr(found.lr, found.optimizer)
     if report.script:
         return script_command(report.script, found.optimizer, lr, {**report.settings, **found.params})
-    return code(found.optimizer, lr, lower_bound_comment(report.runs, found.optimizer), found.params)
+    comment = lower_bound_comment(report.runs, found.optimizer)
+    return code(found.optimizer, lr, comment, found.params, _schedule(report, found.optimizer))
+
+
+def _schedule(report: Report, optimizer: str) -> Schedule | None:
+    """The schedule of the optimizer's runs; None for a name of an imported table."""
+    try:
+        spec = OptimizerSpec.parse(optimizer)
+    except UserError:
+        return None
+    given = {name: report.settings[name] for name in ("schedule", "warmup") if name in report.settings}
+    return Settings(**given).schedule_of(spec)
 
 
 def _reason(report: Report, chosen: OptimizerFigures, found: Recommendation, prefer: Prefer) -> str:
@@ -137,5 +151,6 @@ def _of_lr(report: Report, chosen: OptimizerFigures, found: Recommendation) -> s
         )
     return (
         f"{report.lr(found.lr, name)} is the tried learning rate nearest the middle of its good range, {ends}; "
-        f"it gives {show(found.expected, 4)}, the best one, {report.lr(found.best_lr, name)}, gives {show(chosen.best, 4)}."
+        f"it gives {show(found.expected, 4)}, the best one, {report.lr(found.best_lr, name)}, gives "
+        f"{show(chosen.best, 4)}."
     )

@@ -7,10 +7,18 @@ from collections.abc import Mapping, Sequence
 
 from momo_cli.errors import UserError
 from momo_cli.plan.optimizers import KNOWN, OptimizerSpec, is_momo
+from momo_cli.plan.schedules import DECAY, Schedule
+from momo_cli.plan.settings import Settings
 from momo_cli.training.script.command import SCRIPT, fill, placeholders
 
 
-def code(optimizer: str, lr: str, comment: str = "", params: Mapping[str, float] | None = None) -> str:
+def code(
+    optimizer: str,
+    lr: str,
+    comment: str = "",
+    params: Mapping[str, float] | None = None,
+    schedule: Schedule | None = None,
+) -> str:
     """The lines to paste.
 
     Args:
@@ -18,6 +26,7 @@ def code(optimizer: str, lr: str, comment: str = "", params: Mapping[str, float]
         lr: Its learning rate, as it is to be written.
         comment: Stands behind the optimizer's line.
         params: Values of further arguments.
+        schedule: Of the learning rate; by default the spec's own.
 
     >>> print(code("sgd-m", "0.5"))
     import torch
@@ -29,6 +38,17 @@ def code(optimizer: str, lr: str, comment: str = "", params: Mapping[str, float]
     >>> print(code("prodigyopt:Prodigy", "1"))
     import prodigyopt
     optimizer = prodigyopt.Prodigy(model.parameters(), lr=1.0)
+    >>> print(code("adamw+cosine+warmup=0.1", "0.001"))
+    import math
+    import torch
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
+    warmup = round(0.1 * steps)  # steps: all that you train
+    def factor(step):
+        if step < warmup:
+            return (step + 1) / warmup
+        return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    # in the loop, after optimizer.step():  scheduler.step()
     >>> print(code("mine", "1"))
     lr = 1.0  # of mine
     """
@@ -50,6 +70,11 @@ def code(optimizer: str, lr: str, comment: str = "", params: Mapping[str, float]
         lines[1] += f"  # {comment}"
     if is_momo(optimizer):
         lines.append("# in the loop, after loss.backward():  optimizer.step(loss=loss)")
+    if schedule is None:
+        schedule = Settings().schedule_of(spec)
+    if schedule != Schedule():
+        imports = ["import math"] * (schedule.kind == "cosine") + ["import torch"] * (module != "torch.optim")
+        lines = [*imports, *lines, *_scheduler(schedule)]
     return "\n".join(lines)
 
 
@@ -68,3 +93,26 @@ def script_command(words: Sequence[str], optimizer: str, lr: str, settings: Mapp
     own = [f"MOMO_{name.upper()}={shlex.quote(values[name])}" for name in needed if name not in found]
     tuned = {name: f"{{{name}}}" for name in found}  # differs from trial to trial
     return " ".join([*own, shlex.join(fill(word, tuned | values) for word in words)])
+
+
+def _scheduler(schedule: Schedule) -> list[str]:
+    """The lines that make a schedule; the factors are those of :meth:`Schedule.factor`."""
+    progress = "(step - warmup) / max(1, steps - warmup)" if schedule.warmup else "step / steps"
+    after = {
+        "constant": "1.0",
+        "cosine": f"(1 + math.cos(math.pi * {progress})) / 2",
+        "linear": f"1 - {progress}",
+        "wsd": f"min(1.0, (1 - {progress}) / {DECAY})",
+    }[schedule.kind]
+    rise = [
+        f"warmup = round({schedule.warmup:g} * steps)  # steps: all that you train",
+        "def factor(step):",
+        "    if step < warmup:",
+        "        return (step + 1) / warmup",
+    ]
+    return [
+        *(rise if schedule.warmup else ["def factor(step):  # steps: all that you train"]),
+        f"    return {after}",
+        "scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)",
+        "# in the loop, after optimizer.step():  scheduler.step()",
+    ]

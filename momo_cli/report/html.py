@@ -14,21 +14,33 @@ from momo_cli.errors import UserError
 from momo_cli.report import Report, conclusions, numbers, plot, tables
 from momo_cli.report.advice import answer, use
 from momo_cli.report.exports import Target
-from momo_cli.report.warnings import warnings
+from momo_cli.report.warnings import split_command, warnings
 
 CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-body { color: #1a1a1a; background: #fff }
-h1 { font-size: 1.4rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin-top: 2rem }
-.lead { font-size: 1.1rem } .note { color: #555 } .warning { border-left: 4px solid #d55e00; padding-left: .7rem }
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #555; --code: #f4f4f4; --line: #888 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --paper: #161616; --soft: #a8a8a8; --code: #262626; --line: #777 }
+}
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
+body { color: var(--ink); background: var(--paper) }
+h1 { font-size: 1.4rem; margin-bottom: 0; overflow-wrap: anywhere }
+h2 { font-size: 1.1rem; margin-top: 2rem }
+p { max-width: 50rem; overflow-wrap: anywhere }
+.lead { font-size: 1.1rem } .note { color: var(--soft) }
+.warning { border-left: 4px solid #d55e00; padding-left: .7rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .55rem; text-align: right; white-space: nowrap }
+th, td { padding: .2rem .45rem; text-align: right; white-space: nowrap; vertical-align: top; font-size: .93rem }
+thead th { white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left }
-thead th { border-bottom: 1px solid #888; font-weight: 600 }
-.b { font-weight: 700 } .i { color: #555; font-size: .85em }
+.scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: var(--paper) }
+.pairs td:last-child { text-align: left; white-space: normal; overflow-wrap: anywhere }
+thead th { border-bottom: 1px solid var(--line); font-weight: 600 }
+.b { font-weight: 700 } .i { color: var(--soft); font-size: .85em; display: block }
 .best { background: #41ab5d } .good { background: #a1d99b } .fair { background: #fee08b }
 .poor { background: #fdae61 } .diverged { background: #f4a5a0 }
-pre { background: #f4f4f4; padding: .7rem; overflow-x: auto } img { max-width: 100%; height: auto }
+.best, .good, .fair, .poor, .diverged { color: #000 }
+pre { background: var(--code); padding: .7rem; overflow-x: auto }
+img { display: block; width: 44rem; min-width: 34rem; max-width: 100%; height: auto; background: #fff; padding: .5rem }
 """
 
 PICTURES = {
@@ -65,6 +77,7 @@ def render(report: Report, target: Target | None = None) -> str:
     parts += [_paragraph(line, "note") for line in report.lines]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(report.task)}: learning rates</title>\n"
         f"<style>{CSS}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
@@ -86,14 +99,14 @@ def _results(report: Report) -> list[str]:
     parts = [
         _paragraph(conclusions.heading(report), "note"),
         _paragraph(lead, "lead b"),
-        *([_paragraph(reason)] if reason else []),
+        *([_paragraph(reason)] if reason and report.figures.learned else []),
     ]
     if advice is not None:
         parts += [f"<pre>{escape(advice.code)}</pre>", *map(_paragraph, advice.because)]
     parts += [_paragraph(line) for line in said if advice is None or line not in advice.because]
     warned = [] if advice is None else advice.warnings
     warned = warned + [line for line in warnings(report) if line not in warned]
-    parts += [_paragraph(f"Warning: {line}", "warning") for line in warned]
+    parts += map(_warning, warned)
     parts += [
         "<h2>Learning rates</h2>",
         _strip(report, strip),
@@ -120,9 +133,15 @@ def _paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
+def _warning(line: str) -> str:
+    """A warning; a command at its end stands in lines of its own, to be copied whole."""
+    said, command = split_command(line)
+    return _paragraph(f"Warning: {said}", "warning") + (f"\n<pre>{escape(command)}</pre>" if command else "")
+
+
 def _pairs(pairs: Mapping[str, object]) -> str:
     rows = "".join(f"<tr><td>{escape(str(key))}</td><td>{escape(str(value))}</td></tr>" for key, value in pairs.items())
-    return f"<table><tbody>{rows}</tbody></table>"
+    return f'<table class="pairs"><tbody>{rows}</tbody></table>'
 
 
 def _table(header: Sequence[str], rows: Sequence[str]) -> str:
@@ -144,20 +163,28 @@ def _strip(report: Report, strip: tables.Strip) -> str:
         mark = "*" if found.best else ""
         return f'<td class="{found.level}{" b" if found.best else ""}">{text}{mark}</td>'
 
-    rows = [
-        f"<td>{escape(name)}</td>" + "".join(cell(name, column) for column in strip.columns)
-        for name in strip.optimizers
-    ]
+    if len(strip.columns) > tables.WIDE:
+        header = ["LR", *strip.optimizers]
+        rows = [
+            f"<td>{strip.title(column)}</td>" + "".join(cell(name, column) for name in strip.optimizers)
+            for column in strip.columns
+        ]
+    else:
+        header = ["LR", *map(strip.title, strip.columns)]
+        rows = [
+            f"<td>{escape(name)}</td>" + "".join(cell(name, column) for column in strip.columns)
+            for name in strip.optimizers
+        ]
     legend = (
         "* the optimizer's best; ✗ diverged (beside a value: some seeds). Green: within 5 % of the way from the best "
         "of all to the start; yellow: within 25 %."
     )
-    return _table(["LR", *map(strip.title, strip.columns)], rows) + _paragraph(legend, "note")
+    return _table(header, rows) + _paragraph(legend, "note")
 
 
 def _figures(optimizers: Sequence[str], columns: Sequence[tables.Column]) -> str:
     def cell(column: tables.Column, i: int) -> str:
-        spread = f' <span class="i">{escape(column.intervals[i])}</span>' if column.intervals[i] else ""
+        spread = f'<span class="i">{escape(column.intervals[i])}</span>' if column.intervals[i] else ""
         kind, mark = (' class="b"', "*") if column.best[i] else ("", "")
         return f"<td{kind}>{escape(column.texts[i])}{mark}{spread}</td>"
 
@@ -181,6 +208,7 @@ def _pictures(report: Report) -> list[str]:
             continue
         data = base64.b64encode(drawn.encode()).decode()
         parts.append(
-            f'<h2>{title}</h2>\n<img alt="{escape(f"{title}: {report.task}")}" src="data:image/svg+xml;base64,{data}">'
+            f'<h2>{title}</h2>\n<div class="scroll"><img alt="{escape(f"{title}: {report.task}")}" '
+            f'src="data:image/svg+xml;base64,{data}"></div>'
         )
     return parts

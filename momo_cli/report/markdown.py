@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from momo_cli.report import Advice, Report, conclusions, numbers, tables
 from momo_cli.report.advice import answer, use
 from momo_cli.report.exports import Target
-from momo_cli.report.warnings import warnings
+from momo_cli.report.warnings import split_command, warnings
 
 
 def render(report: Report, target: Target | None = None) -> str:
@@ -64,7 +64,7 @@ def _code(words: str) -> str:
 
 def _quoted(line: str) -> str:
     """A warning, its command as code."""
-    said, _, command = line.removesuffix("`").partition("`") if line.endswith("`") else (line, "", "")
+    said, command = split_command(line)
     return text(said) + (f" `{_code(command)}`" if command else "")
 
 
@@ -86,7 +86,7 @@ def _strip(report: Report, strip: tables.Strip) -> str:
         value = numbers.fixed(found.value, places)
         return (f"**{value}**" if found.best else value) + ("✗" if found.diverged else "")
 
-    if len(strip.columns) > 12:
+    if len(strip.columns) > tables.WIDE:
         rows = [[strip.title(c), *(cell(name, c) for name in strip.optimizers)] for c in strip.columns]
         return _table(["LR", *map(text, strip.optimizers)], rows)
     rows = [[text(name), *(cell(name, c) for c in strip.columns)] for name in strip.optimizers]

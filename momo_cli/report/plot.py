@@ -222,10 +222,11 @@ def _mark_range(axes: Axes, entry: OptimizerFigures, i: int, colour: str) -> Non
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Logarithmic where positive values span so much that the best could not be told apart."""
+    """Logarithmic where positive values span so much that the best could not be told apart; intervals may run off."""
     low, high = min(values), max(values)
     if low > 0 and high / low > 30:
         axes.set_yscale("log")
+        axes.set_ylim(low / 1.6, high * 1.6)
     elif high > low:
         axes.set_ylim(low - 0.09 * (high - low), high + 0.09 * (high - low))
 

@@ -12,6 +12,9 @@ from momo_cli.report import Report, numbers
 #: More learning rates than this in one table (an Optuna study's) are gathered by half decades.
 MOST_COLUMNS = 24
 
+#: With more learning rates than this a page's table has a row for each: its columns would be mostly empty.
+WIDE = 12
+
 
 @dataclasses.dataclass
 class Cell:

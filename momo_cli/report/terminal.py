@@ -18,7 +18,7 @@ from rich.text import Text
 
 from momo_cli.report import Report, conclusions, numbers, tables
 from momo_cli.report.advice import answer, use
-from momo_cli.report.warnings import warnings
+from momo_cli.report.warnings import split_command, warnings
 
 #: Styles of the cells' levels: dark text on a light ground, legible on dark and on light terminals.
 STYLES = {
@@ -111,8 +111,8 @@ def _say(console: Console, text: str, style: str = "") -> None:
 
 
 def _warn(console: Console, text: str) -> None:
-    said, _, command = text.removesuffix("`").partition("`") if text.endswith("`") else (text, "", "")
-    console.print(Text.assemble(("Warning: ", "bold yellow"), _safe(console, said.rstrip())))
+    said, command = split_command(text)
+    console.print(Text.assemble(("Warning: ", "bold yellow"), _safe(console, said)))
     for line in command_lines(command, console.width - 4):
         console.print(Text("    " + _safe(console, line), style="cyan"), soft_wrap=True)
 
@@ -190,7 +190,7 @@ def _strip_table(
     if turned:
         table.add_column("LR / default" if strip.relative else "LR", justify="right", no_wrap=True)
         for name in optimizers:
-            table.add_column(_safe(console, name), justify="right", overflow="fold", min_width=min(len(name), 12))
+            table.add_column(Text(_safe(console, name)), justify="right", overflow="fold", min_width=min(len(name), 12))
         shown = [c for c in strip.columns if any((name, c) in strip.cells for name in optimizers)]
         own = {name: widths((name, c) for c in strip.columns) for name in optimizers}
         for column in shown:
@@ -209,7 +209,7 @@ def _strip_table(
     for name in optimizers:
         row = [cell(name, c, wide) for c in strip.columns]
         beside = [_figure(console, figure, strip.optimizers.index(name), " ") for figure in columns]
-        table.add_row(_safe(console, name), *row, *beside)
+        table.add_row(Text(_safe(console, name)), *row, *beside)
     return table
 
 
@@ -241,7 +241,7 @@ def _print_figures(console: Console, optimizers: Sequence[str], columns: Sequenc
     for column in columns:
         table.add_column(" " + _wrapped(column.title).replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for i, name in enumerate(optimizers):
-        table.add_row(_safe(console, name), *(_figure(console, column, i, " ") for column in columns))
+        table.add_row(Text(_safe(console, name)), *(_figure(console, column, i, " ") for column in columns))
     if _fits(console, table):
         _print(console, table)
         return
@@ -250,7 +250,7 @@ def _print_figures(console: Console, optimizers: Sequence[str], columns: Sequenc
         table = _new_table()
         table.add_column("", overflow="fold", max_width=24)
         for name in some:
-            table.add_column(_safe(console, name), justify="right", overflow="fold", min_width=min(len(name), 12))
+            table.add_column(Text(_safe(console, name)), justify="right", overflow="fold", min_width=min(len(name), 12))
         for column in columns:
             table.add_row(column.title, *(_figure(console, column, optimizers.index(name), "\n") for name in some))
         return table

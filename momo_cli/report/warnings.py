@@ -21,6 +21,18 @@ def warnings(report: Report, chosen: OptimizerFigures | None = None) -> list[str
     return [line for warning in WARNINGS if (line := warning(report, chosen))]
 
 
+def split_command(line: str) -> tuple[str, str]:
+    """A warning without the command at its end, and the command; empty where it has none.
+
+    >>> split_command("It may lie beyond. Try next: `momo sweep task.py`")
+    ('It may lie beyond. Try next:', 'momo sweep task.py')
+    """
+    if not line.endswith("`"):
+        return line, ""
+    said, _, command = line.removesuffix("`").partition("`")
+    return said.rstrip(), command
+
+
 def extension_command(report: Report, entries: Entries, decades: float = 1.0) -> str:
     """The command that runs the learning rates beyond the end, for the optimizers whose best is there.
 

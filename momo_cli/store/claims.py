@@ -1,8 +1,8 @@
 """Which runs are this process's to do, through the states of Optuna's trials: waiting, running, ended.
 
-Any number of processes do the runs of one key. Whoever needs a run adds a waiting trial for it, unless there is one; sets
-it running to do it, which the storage grants to one process alone; and ends it with what the run came to. Of several trials
-for a run, as processes that begin at once may add where a storage has no transactions, the first is the one that counts.
+Any number of processes do the runs of one key. Whoever needs a run adds a waiting trial for it, unless there is one;
+sets it running to do it, which the storage grants to one process alone; and ends it with the run's result. Of several
+trials for a run, which processes that begin at once may add where a storage has no transactions, the first counts.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from momo_cli.errors import UserError, first_line
+from momo_cli.errors import UserError, first_line, printable
 
 if TYPE_CHECKING:
     import optuna
@@ -70,8 +70,8 @@ class Storage:
     """An Optuna storage, opened when it is first needed. A file comes into being with the first run that is stored.
 
     Args:
-        url: A database's URL as SQLAlchemy takes it, ``redis://…``, ``grpc://host:port`` of Optuna's proxy, or the name of
-            a file: ``….db`` of a SQLite database, ``….log`` of Optuna's journal.
+        url: A database's URL as SQLAlchemy takes it, ``redis://…``, ``grpc://host:port`` of Optuna's proxy, or the name
+            of a file: ``….db`` of a SQLite database, ``….log`` of Optuna's journal.
         grace: Seconds after which the runs of a process that has stopped sending heartbeats go to others.
 
     Raises:
@@ -136,8 +136,9 @@ class Storage:
             if KEY not in attributes:
                 continue
             key, (runs, waiting) = attributes[KEY], counts.get(study.study_name, (0, 0))
-            if _is_key(key) and isinstance(attributes.get("optimizers"), list):
-                objective, latest = str(attributes.get("objective", "")), str(attributes.get("latest", ""))
+            objective, latest = str(attributes.get("objective", "")), str(attributes.get("latest", ""))
+            shown = f"{study.study_name}{_texts(key)}{objective}{latest}"
+            if _is_key(key) and isinstance(attributes.get("optimizers"), list) and printable(shown) == shown:
                 found.append(StudyInfo(study.study_name, key, objective, runs, waiting, latest))
             else:
                 broken.append(study.study_name)
@@ -252,8 +253,10 @@ class Storage:
             return f"{self._file.name} is gone"
         while error.__cause__ is not None:  # Optuna's own words name neither a lock nor a missing permission
             error = error.__cause__
-        said = first_line(error)
-        return said.replace(self.url, self.shown).replace(_password(self.url) or self.url, "***")
+        said = first_line(error).replace(self.url, self.shown)
+        for piece in _password(self.url).split("@"):  # which SQLAlchemy takes for the end of an unquoted password
+            said = said.replace(piece, "***") if piece else said
+        return said
 
 
 def without_password(url: str) -> str:
@@ -266,9 +269,16 @@ def without_password(url: str) -> str:
     return re.sub(r"((?:password|passwd|pwd|passfile|sslpassword)=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
 
 
-def _password(url: str) -> str | None:
+def _password(url: str) -> str:
     found = re.search(r"://[^:/@]*:(.+)@", url)
-    return found[1] if found else None
+    return found[1] if found else ""
+
+
+def _texts(value: Any) -> str:
+    """Every text in ``value``, a document of JSON."""
+    if isinstance(value, dict):
+        return "".join(map(_texts, [*value, *value.values()]))
+    return "".join(map(_texts, value)) if isinstance(value, list) else str(value)
 
 
 def _is_key(key: Any) -> bool:

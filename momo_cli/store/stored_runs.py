@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -29,9 +30,9 @@ _QUICK = 2.0  # seconds of a claim's work below which the next is always made ah
 class StoredRuns:
     """The runs of one key.
 
-    Use it as a context manager around training: leaving it waits until every run given to :meth:`add` is stored, and gives
-    back what is held. A storage that fails is tried again meanwhile; what it doesn't take until the end, and what a second
-    Ctrl-C leaves, is written to a file.
+    Use it as a context manager around training: leaving it waits until every run given to :meth:`add` is stored, and
+    gives back the runs that are held and not done. A storage that fails is tried again meanwhile; runs that it doesn't
+    take until the end, and those that a second Ctrl-C leaves, are written to a file.
 
     Attributes:
         storage: Where the runs are.
@@ -56,7 +57,7 @@ class StoredRuns:
         self._all: dict[object, Run] = {}
         self._unstored: dict[object, Run] = {}
         self._failure: str | None = None
-        self._failed_at = 0.0
+        self._failed_at = self._fails_since = 0.0
         self._claims = _Ahead(self._take)
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -232,7 +233,6 @@ class StoredRuns:
         self._ended.set()
 
     def _do(self, asked: _Asked) -> None:
-        deadline = time.monotonic() + _CLAIM
         while True:
             try:
                 if asked.method == "end" and self._is_down():
@@ -245,8 +245,9 @@ class StoredRuns:
                 self._failed(error)
                 if asked.method != "take":
                     return
-                if time.monotonic() < deadline:
-                    time.sleep(1)
+                if time.monotonic() - self._fails_since < _CLAIM:
+                    self._restart()
+                    time.sleep(0.5)
                     continue
                 runs, most = asked.arguments
                 returned = [run_key(run) for run in runs[:most]]
@@ -263,10 +264,12 @@ class StoredRuns:
 
     def _failed(self, error: UserError) -> None:
         first, self._failed_at = self._failure is None, time.monotonic()
+        self._fails_since = self._failed_at if first else self._fails_since
         self._failure = str(error).splitlines()[0].partition("can't be used: ")[2] or str(error)
         if first:
             self.warn(
-                f"The storage fails: {self._failure}. Training goes on; finished runs are kept, and stored when it is back."
+                f"The storage fails: {self._failure}. Training goes on; finished runs are kept, and stored when it is "
+                "back."
             )
 
     def _worked(self, asked: _Asked) -> None:
@@ -308,10 +311,9 @@ class StoredRuns:
                 return
             if self._failure is not None:
                 time.sleep(1)
-        try:
+        # If not, they go to others when their heartbeats are missed, or this process is seen to have ended.
+        with contextlib.suppress(UserError):
             self._call("give_back")
-        except UserError:
-            pass  # they go to others when their heartbeats are missed, or this process is seen to have ended
 
     def _call(self, method: Method, *arguments: Any) -> Any:
         """Call the writer; where the writing process has died, a writer here."""

@@ -1,8 +1,9 @@
 """The trials of a storage, read and written many at a time.
 
-Optuna's own functions read every value of every trial to count them, commit each value that they write, and take some ten
-statements to add a trial. In a relational storage, :class:`Relational` therefore reads and adds trials in a few statements
-on Optuna's tables, and lets Optuna's functions share a transaction. Whatever changes a trial's state is Optuna's own.
+Optuna's own functions read every value of every trial to count them, commit each value that they write, and take some
+ten statements to add a trial. In a relational storage, :class:`Relational` therefore reads and adds trials in a few
+statements on Optuna's tables, and lets Optuna's functions share a transaction. A trial's state is changed by Optuna's
+own functions alone.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class Trials(Protocol):
         """Reading and writing a study's trials in one go."""
 
     def phases(self, study: int, after: int = -1) -> dict[int, Phase]:
-        """The phases of the trials of a study whose ids are greater than ``after``, by id, in the order of their making."""
+        """The phases of a study's trials whose ids are greater than ``after``, by id, in the order of their making."""
 
     def read(self, study: int, after: int = -1, only: Collection[int] | None = None, runs: bool = False) -> list[Trial]:
-        """The trials of a study whose ids are greater than ``after``, or among ``only``; their runs' fields on demand."""
+        """A study's trials whose ids are greater than ``after``, or among ``only``; their runs' fields on demand."""
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """By each study's name, how many of its runs have ended, and how many are open."""
@@ -121,7 +122,7 @@ class Relational:
             else:  # the row that Optuna locks, too, when it makes a trial
                 row = sql.select(self._studies.c.study_id).where(self._studies.c.study_id == study)
                 connection.execute(row.with_for_update())
-            # Each of Optuna's functions asks for its thread's session, and commits it: nothing but the end of ours does.
+            # Each of Optuna's functions asks for its thread's session, and commits it; in this one, that does nothing.
             self._storage.scoped_session(bind=connection, join_transaction_mode="rollback_only")
             self._inside = connection
             try:

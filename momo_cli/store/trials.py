@@ -10,13 +10,19 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from momo_cli.errors import printable
 from momo_cli.plan.grid import run_key
 from momo_cli.runs import Run
 
 RUN, HOLDER = "momo:run", "momo:holder"
 _LR_LOW, _LR_HIGH = 1e-12, 1e12
 _POINTS = 10  # intermediate values: enough for Optuna's plots, and each costs a relational store a millisecond
-_FIELDS = {field.name for field in dataclasses.fields(Run)}
+_NUMBER, _TEXT = (int, float, type(None)), (str, type(None))
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("objective", "initial", "train_loss", "val_loss", "seconds", "capped"), _NUMBER),
+    **{"status": str, "metrics": dict, "steps": int, "error": _TEXT, "curve": list},
+    "step_sizes": (list, type(None)),
+}
 
 Phase = Literal["waiting", "running", "ended", "void"]
 """Where a run is: ``void`` for a trial that ended without one, of a process that died or of someone else."""
@@ -51,16 +57,21 @@ class Trial:
         run = self.asked()
         if run is None or not isinstance(self.run, dict):
             return None
-        known = {name: value for name, value in self.run.items() if name in _FIELDS}  # a newer version's have more
+        known = {
+            name: _safe(value) for name, value in self.run.items() if name in _KINDS
+        }  # a newer version's have more
+        if not all(isinstance(value, _KINDS[name]) for name, value in known.items()):
+            return None
         return dataclasses.replace(run, **known)
 
     def asked(self) -> Run | None:
         """The run it stands for, without a result; None where someone else made it."""
         further = dict(self.params)
         try:
-            return Run(further.pop("optimizer"), further.pop("lr"), further.pop("seed"), params=further)
+            label, lr, seed = further.pop("optimizer"), further.pop("lr"), further.pop("seed")
         except KeyError:
             return None
+        return Run(printable(str(label)), lr, seed, params=further)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +133,15 @@ def _params(run: Run, optimizers: list[str]) -> tuple[dict[str, Any], dict[str, 
         params[name] = number
         distributions[name] = FloatDistribution(min(number, 0.0), max(number, 1e12))
     return params, distributions
+
+
+def _safe(value: Any) -> Any:
+    """``value`` with nothing in its texts that a terminal would obey."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(name): _safe(v) for name, v in value.items()}
+    return value
 
 
 def _thinned(curve: list[list[float]]) -> Iterator[tuple[int, float]]:

@@ -12,6 +12,8 @@ from momo_cli import processes
 from momo_cli.errors import UserError
 from momo_cli.store.storage import Storage
 
+_PATIENCE = 5.0  # seconds for what it was told last
+
 Method = Literal["start", "open", "take", "look", "end", "add", "give_back"]
 """A method of :class:`momo_cli.store.claims.Claims`."""
 
@@ -82,6 +84,7 @@ class WriterProcess:
     def close(self) -> None:
         """As :meth:`Writer.close`."""
         self._connection.close()
+        self._process.join(_PATIENCE)
         processes.end([self._process])
 
 

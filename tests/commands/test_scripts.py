@@ -161,3 +161,17 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(momo, momo_p
     assert not any(alive(int(pid)) for pid in Path("started.txt").read_text().split())
     Path("go").touch()
     assert momo(*ask)[0] == 0 and starts() == 6
+
+
+def test_another_process_takes_part(momo_process, script):
+    (script / "train.py").write_text(SCRIPT + "\nimport time; time.sleep(1)\n")
+    first = momo_process("sweep", "-o", "adamw", "--lrs", "0.01:1:8", "--json", "a.json", *WORDS)
+    while starts() < 1:
+        time.sleep(0.1)
+        assert first.poll() is None
+    second = momo_process("work")
+    _, told = second.communicate(timeout=100)
+    assert first.wait(timeout=100) == 0 and second.returncode == 0, told
+    runs = json.loads(Path("a.json").read_text())["runs"]
+    assert [run["objective"] for run in runs] == [by_hand(run["lr"], "adamw", 0) for run in runs]
+    assert starts() == 8 == len(runs) and "runs are done" in told

@@ -180,6 +180,8 @@ def test_a_user_error_fails_its_runs_alone(momo, folder):
         (("sweep", "digits-mpl"), "Did you mean 'digits-mlp'"),
         (("sweep", "mymodule", "-o", "adm"), "Did you mean 'adam'"),
         (("sweep", "mymodule", "-o", "adam(wd)"), "keyword arguments"),
+        (("sweep", "mymodule", "-o", "adam+cosin"), "Did you mean 'cosine'"),
+        (("sweep", "mymodule", "-o", "adam+warmup=2"), "warm-up from 0 to 1"),
         (("sweep", "mymodule", "-o", "adam(wd=1)"), "weight_decay"),
         (("sweep", "mymodule", "-o", "nothere:Class"), "nothere"),
         (("sweep", "mymodule", "-o", "torch.optim:Adm"), "Did you mean 'Adam'"),

@@ -4,8 +4,10 @@ import ast
 import dataclasses
 
 import pytest
+import torch
 
 from momo_cli import figures
+from momo_cli.plan import OptimizerSpec, Settings
 from momo_cli.report import Report
 from momo_cli.report.advice import advise, answer
 from momo_cli.report.code import code
@@ -104,6 +106,18 @@ def test_the_lower_bound():
 def test_the_code_is_code(optimizer):
     ast.parse(code(optimizer, "3e-5"))
     assert "3e-5" in code(optimizer, "3e-5")
+
+
+@pytest.mark.parametrize("schedule", ["+cosine", "+linear+warmup=0.2", "+wsd", "+warmup=0.1", "+cosine+warmup=0.3"])
+def test_the_pasted_schedule_is_the_schedule(schedule):
+    spec = OptimizerSpec.parse("sgd" + schedule)
+    names = {"model": torch.nn.Linear(1, 1), "steps": 40}
+    exec(code(spec.label, "0.5"), names)
+    for step in range(40):
+        expected = 0.5 * Settings().schedule_of(spec).factor(step, 40)
+        assert names["optimizer"].param_groups[0]["lr"] == pytest.approx(expected)
+        names["optimizer"].step()
+        names["scheduler"].step()
 
 
 def test_nothing_is_recommended_where_nothing_was_learned():

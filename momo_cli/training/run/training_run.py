@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
@@ -21,7 +20,7 @@ from momo_cli.training.evaluation import (
 )
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
 from momo_cli.training.run.stepper import Stepper
-from momo_cli.user_code import UserCodeError, user_frames
+from momo_cli.user_code import OURS, UserCodeError, user_frames
 
 
 class TrainingRun:
@@ -63,6 +62,7 @@ class TrainingRun:
             settings.clip,
             torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None,
         )
+        self._schedule = settings.schedule_of(spec.optimizer)
         self.record = RunRecord(
             spec, self.steps, objective, initial or measure_initial(task, objective, settings, device)
         )
@@ -83,7 +83,7 @@ class TrainingRun:
             with precision(self.settings, self.device):
                 return training_loss(self.task, self.task.model, batch)
 
-        self.stepper.set_lr(self.settings.lr_factor(self._reader.taken, self.steps))
+        self.stepper.set_lr(self._schedule.factor(self._reader.taken, self.steps))
         loss = self.stepper.step(compute_loss)
         diagnostics = self.stepper.diagnostics()
         if diagnostics is not None:
@@ -132,8 +132,8 @@ def train_run(
         after = run.evaluate()
         stopwatch.share([run.record])
         return run.record.result(after)
-    except UserError:
+    except OURS:
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit, too
         frames = error.frames if isinstance(error, UserCodeError) else user_frames(error)
         return spec.result(status="failed", error=frames, seconds=stopwatch.passed)

@@ -24,7 +24,7 @@ class CapturedStep:
     """A :class:`Step` that is captured once for each shape of batch, and repeated from then on.
 
     A graph repeats the kernels of one step on the same memory, so everything that changes from step to step lies in
-    tensors: the batches, the schedule's factor, and the optimizers' step counts. A model's doings in Python (drawing a
+    tensors: the batches, the schedules' factors, and the optimizers' step counts. A model's doings in Python (drawing a
     number, counting its calls) would be repeated, too. So the first step that is repeated is also taken plainly, and
     where the two differ, where a number in one of the model's modules changes, or where a step can't be captured, all
     steps are taken plainly.
@@ -36,31 +36,31 @@ class CapturedStep:
 
     def __init__(self, step: Step, record: Record) -> None:
         self.step, self._record = step, record
-        self._factor = torch.ones((), dtype=torch.float64, device=step.stack.device)
+        self._factors = torch.ones(len(step.groups), dtype=torch.float64, device=step.stack.device)
         self._seen: Counter[Any] = Counter()
         self._captured: dict[Any, tuple[list[torch.Tensor], Callable[[], None], torch.Tensor]] = {}
         self.gave_up: str | None = None if step.state() is not None else "an optimizer steps run by run"
 
-    def __call__(self, batches: Sequence[Any], factor: float) -> torch.Tensor:
+    def __call__(self, batches: Sequence[Any], factors: Sequence[float]) -> torch.Tensor:
         """As :meth:`Step.__call__`."""
         if self.gave_up is not None:
-            return self.step(batches, factor)
+            return self.step(batches, factors)
         key = tuple(map(_shape, batches))
         if key not in self._captured:
             self._seen[key] += 1
             if self._seen[key] <= _WARM or len(self._captured) == _MOST:
-                return self.step(batches, factor)
-            return self._capture(key, batches, factor)
+                return self.step(batches, factors)
+            return self._capture(key, batches, factors)
         inputs, repeat, report = self._captured[key]
         for static, tensor in zip(inputs, _all_tensors(batches)):
             static.copy_(tensor, non_blocking=True)
-        self._factor.fill_(factor)
+        self._factors.copy_(torch.tensor(factors, dtype=torch.float64))
         repeat()
         return report.clone()
 
-    def _capture(self, key: Any, batches: Sequence[Any], factor: float) -> torch.Tensor:
+    def _capture(self, key: Any, batches: Sequence[Any], factors: Sequence[float]) -> torch.Tensor:
         """Take this step plainly, and capture it for the steps to come."""
-        self._factor.fill_(factor)
+        self._factors.copy_(torch.tensor(factors, dtype=torch.float64))
         self.step.count_on_device()
         state = self.step.state()
         assert state is not None
@@ -68,7 +68,7 @@ class CapturedStep:
         try:
             try:
                 static = [map_tensors(batch, _cloned) for batch in batches]
-                repeat, report = self._record(lambda: self.step(static, self._factor))
+                repeat, report = self._record(lambda: self.step(static, self._factors.unbind()))
                 if generators.moved_in_python():
                     raise RuntimeError("the model draws numbers in Python")
                 generators.restore()
@@ -82,9 +82,9 @@ class CapturedStep:
             raise
         except Exception as error:  # what can't be captured can still be trained
             self.gave_up = first_line(error)
-            return self.step(batches, factor)
+            return self.step(batches, factors)
         numbers = _numbers(self.step.stack.objective)
-        plain = self.step(static, self._factor)
+        plain = self.step(static, self._factors.unbind())
         if _numbers(self.step.stack.objective) != numbers:
             self.gave_up = "a number in the model changes from step to step"
         elif not all(_same(a, b) for a, b in zip(repeated, (*state, plain))):

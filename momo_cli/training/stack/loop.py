@@ -21,6 +21,7 @@ from momo_cli.training.stack.graph import CapturedStep, record_cuda
 from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.training.stack.optimizers import group_key, stacked_optimizer
 from momo_cli.training.stack.step import Group, Step
+from momo_cli.user_code import OURS
 
 _LEFT = 8  # compact the stack when an eighth of its rows has left
 
@@ -93,7 +94,7 @@ class StackedRuns:
         ]
         rows = [seeds[spec.seed].task for spec in specs]
         self.stack = Stack(rows, [order.index(spec.seed) for spec in specs], settings)
-        self._groups = _grouped(specs, self.stack)
+        self._groups = _grouped(specs, self.stack, settings)
         self._take_step = prepare_step(self.stack, self._groups, settings)
         if len(order) > 1:
             check_seeds(self.stack, [seed.task for seed in seeds.values()], settings)
@@ -114,8 +115,8 @@ class StackedRuns:
         """
         self._stopwatch.start()
         going = [record for record in self.records if record.stopped is None]
-        factor = self.settings.lr_factor(self._reader.taken, self.steps)
-        all_read = self._reader.add(self._take_step(_next_batches(list(self.seeds.values())), factor))
+        factors = [group.schedule.factor(self._reader.taken, self.steps) for group in self._groups]
+        all_read = self._reader.add(self._take_step(_next_batches(list(self.seeds.values())), factors))
         self._stopwatch.share(self.records)
         stopped = [record for record in going if record.stopped is not None]
         gone = len(self.records) - len(going) + len(stopped)
@@ -151,7 +152,7 @@ class StackedRuns:
             start, end = end, end + sum(of_group)
             if end > start:
                 group.optimizer.keep(_where(of_group, self.device), self.stack.x[start:end])
-                groups.append(Group(group.optimizer, start, end))
+                groups.append(group._replace(start=start, end=end))
         self._groups = groups
         self._take_step = prepare_step(self.stack, groups, self.settings)
 
@@ -203,16 +204,16 @@ def train_stack(
         while not runs.done:
             yield from runs.step()
         yield from runs.finish()
-    except (CannotStack, UserError, torch.OutOfMemoryError):
+    except (CannotStack, *OURS, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
         # Alone, each run meets the same error or none; then it is reported as its own.
         raise CannotStack(first_line(error)) from error
 
 
 def prepare_step(
     stack: Stack, groups: list[Group], settings: Settings
-) -> Callable[[Sequence[Any], float], torch.Tensor]:
+) -> Callable[[Sequence[Any], Sequence[float]], torch.Tensor]:
     """The step of a stack: captured on a GPU."""
     step = Step(stack, groups, settings)
     return CapturedStep(step, record_cuda(stack.device)) if stack.device.type == "cuda" else step
@@ -230,12 +231,13 @@ def _next_batches(seeds: Sequence[Seed]) -> list[Any]:
     return batches
 
 
-def _grouped(specs: Sequence[RunSpec], stack: Stack) -> list[Group]:
+def _grouped(specs: Sequence[RunSpec], stack: Stack, settings: Settings) -> list[Group]:
     groups: list[Group] = []
     start = 0
     for end in range(1, len(specs) + 1):
         if end == len(specs) or group_key(specs[end]) != group_key(specs[start]):
-            groups.append(Group(stacked_optimizer(specs[start:end], stack.x[start:end], stack.shapes), start, end))
+            optimizer = stacked_optimizer(specs[start:end], stack.x[start:end], stack.shapes)
+            groups.append(Group(optimizer, start, end, settings.schedule_of(specs[start].optimizer)))
             start = end
     return groups
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from momo_cli.plan.schedules import Schedule
 from momo_cli.plan.settings import Settings
 from momo_cli.training.run.record import ADAPTIVE_TERM, CAP, CAPPED, LOSS, STEP_SIZE
 from momo_cli.training.stack.models import Stack
@@ -16,11 +17,12 @@ _DIAGNOSTICS = {"capped": CAPPED, "step_size": STEP_SIZE, "cap": CAP, "adaptive_
 
 
 class Group(NamedTuple):
-    """Neighbouring rows of the stack, and the optimizer that updates them."""
+    """Neighbouring rows of the stack, the optimizer that updates them, and the schedule of their LRs."""
 
     optimizer: Rows
     start: int
     end: int
+    schedule: Schedule = Schedule()
 
 
 class Step:
@@ -35,12 +37,12 @@ class Step:
     def __init__(self, stack: Stack, groups: Sequence[Group], settings: Settings) -> None:
         self.stack, self.groups, self.settings = stack, groups, settings
 
-    def __call__(self, batches: Sequence[Any], factor: float | torch.Tensor) -> torch.Tensor:
-        """One step, with every LR times ``factor``.
+    def __call__(self, batches: Sequence[Any], factors: Sequence[float | torch.Tensor]) -> torch.Tensor:
+        """One step.
 
         Args:
             batches: One for each seed, on the device.
-            factor: The schedule's; on a GPU a tensor, so that the step can be captured.
+            factors: What each group's LRs are multiplied by; on a GPU tensors, so that the step can be captured.
 
         Returns:
             Its report, ``[5, rows]`` in the order of the constants of ``run.record``; NaN where an optimizer has no
@@ -56,7 +58,7 @@ class Step:
             if self.settings.clip is not None:
                 # As torch.nn.utils.clip_grad_norm_, for each row.
                 stack.g.mul_((self.settings.clip / (stack.g.norm(dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
-            for group in self.groups:
+            for group, factor in zip(self.groups, factors):
                 rows = slice(group.start, group.end)
                 diagnostics = group.optimizer.step(stack.x[rows], stack.g[rows], losses[rows], factor)
                 if diagnostics is not None:

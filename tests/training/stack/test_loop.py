@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 LABELS = [
     "momo", "momo(weight_decay=0.1,bias_correction=True)", "momo-star", "momo-adam", "momo-adam(weight_decay=0.1)",
     "momo-adam(weight_decay=0.1,divide=False)", "momo-adam-star", "sgd", "sgd(weight_decay=0.1)", "sgd-m", "sgd-nesterov",
-    "adam", "adam(weight_decay=0.1)", "adamw", "rmsprop", "adam(amsgrad=True)",
+    "adam", "adam(weight_decay=0.1)", "adamw", "rmsprop", "adam(amsgrad=True)", "adamw+cosine", "momo+wsd+warmup=0.2",
 ]  # fmt: skip
 
 DOUBLE = """
@@ -82,6 +82,25 @@ def test_schedule_and_clipping_agree_in_float32(folder, settings):
     for stacked, alone in both(find_task("digits-mlp"), specs_of(LABELS), settings):
         assert stacked.status == alone.status
         assert stacked.objective == pytest.approx(alone.objective, rel=1e-4), stacked.optimizer
+
+
+def test_a_specs_own_schedule_is_that_schedule_for_its_runs_alone(folder):
+    source = find_task("digits-mlp")
+    mixed = {
+        spec.optimizer.label: run
+        for spec, run in train_stack(
+            source, specs_of(["adamw", "adamw+cosine", "momo+wsd+warmup=0.2"], 1), Settings(steps=30), CPU
+        )
+        if spec.lr in (1e-3, 1.0)
+    }
+    for label, name, schedule in (
+        ("adamw", "adamw", {}),
+        ("adamw+cosine", "adamw", {"schedule": "cosine"}),
+        ("momo+wsd+warmup=0.2", "momo", {"schedule": "wsd", "warmup": 0.2}),
+    ):
+        run = train_run(source, RunSpec(OptimizerSpec.parse(name), 1e-3, 0), Settings(steps=30, **schedule), CPU)
+        assert mixed[label].objective == pytest.approx(run.objective, rel=1e-4)
+    assert mixed["adamw"].objective != pytest.approx(mixed["adamw+cosine"].objective, rel=1e-3)
 
 
 def test_diverging_runs_leave_and_the_others_do_not_notice(folder):
