@@ -1,8 +1,8 @@
 """The time of a step, against torch's own optimizers: ``python -m momo.bench``.
 
-All optimizers step in turn on the same tensors in one process, so that what disturbs one disturbs all; the ratios are of
-the medians. On the CPU, our optimizers are there twice: with the compiled passes and with passes of torch's operations. On
-a GPU it also checks that a step never waits for the device and that it can be captured in a CUDA graph.
+All optimizers step in turn on the same tensors in one process, so that what disturbs one disturbs all; the ratios are
+of the medians. On the CPU, our optimizers are there twice: with the compiled passes and with passes of torch's
+operations. On a GPU it also checks that a step never waits for the device and that it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def check_gpu() -> None:
             def train(params: list[Tensor], optimizer: Any) -> None:
                 loss = torch.stack([p.square().sum() for p in params]).sum()
                 optimizer.zero_grad(set_to_none=False)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step(loss=loss)
 
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

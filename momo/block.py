@@ -28,8 +28,8 @@ def bring(value: Scalar, device: torch.device) -> Scalar:
 class Block:
     """Parameters of one group with one device, dtype and number of shards.
 
-    Each may have had another number of gradients, so what belongs to each of them is in vectors with an element for each
-    parameter, and the state holds views of these.
+    Each may have had another number of gradients, so what belongs to each of them is in vectors with an element for
+    each parameter, and the state holds views of these.
 
     Args:
         group: their parameter group.

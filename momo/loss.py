@@ -78,7 +78,7 @@ class RecordedLosses:
             self.drop()
         if self._values and reduction != self._reduction:
             raise ValueError(
-                f'losses of one step were recorded with reduction="{self._reduction}" and reduction="{reduction}": use one.'
+                f'losses of one step were recorded with reduction="{self._reduction}" and "{reduction}": use one.'
             )
         self._values.append(value)
         self._reduction = reduction
@@ -134,7 +134,7 @@ class GradientVersions:
 
     @staticmethod
     def _version(known: WeakTensorKeyDictionary, g: Tensor) -> Any:
-        return known[g] if g in known else None
+        return known.get(g)  # type: ignore[no-untyped-call]
 
     def not_zeroed(self, grads: Iterable[Tensor | None]) -> list[tuple[Tensor, int]]:
         """The gradients that the last ``zero_grad()`` has not made zero, each with its version."""

@@ -293,8 +293,8 @@ class TruncatedModelOptimizer(Optimizer):
             learning rate allows (:math:`\alpha/\rho`); the step size is the smaller one of the two. ``capped``, whether
             that was the learning rate's; ``loss_average``; ``lower_bound``, which changes with ``use_fstar``.
 
-        The share of capped steps tells most about a run. Near one, the method is SGD with momentum (or Adam) and a larger
-        learning rate may help; near zero, the learning rate no longer matters.
+        The share of capped steps tells most about a run. Near one, the method is SGD with momentum (or Adam) and a
+        larger learning rate may help; near zero, the learning rate no longer matters.
 
         Raises:
             RuntimeError: before the first step.
@@ -448,8 +448,8 @@ class TruncatedModelOptimizer(Optimizer):
                 missing = [n for n in needed if n not in state]
                 if missing:
                     raise ValueError(
-                        f"this isn't the state of a {name}: it has no {', '.join(missing)}. (The state of momo-opt 0.1.0 "
-                        "can't be continued: it lacks the average of the losses and the lower bound.)"
+                        f"this isn't the state of a {name}: it has no {', '.join(missing)}. (The state of momo-opt "
+                        "0.1.0 can't be continued: it lacks the average of the losses and the lower bound.)"
                     )
 
         def restore(_: Optimizer) -> None:

@@ -1,8 +1,8 @@
 """The passes on the CPU in C: one call over all tensors where they are.
 
-A step on the CPU is limited by how often torch is called, not by what it computes: for each slice of memory there are some
-operations, and each wakes torch's threads. ``passes.c`` makes a pass in one call. It is built when the package is built;
-where there was no compiler, torch's operations do the same.
+A step on the CPU is limited by how often torch is called, not by what it computes: for each slice of memory there are
+some operations, and each wakes torch's threads. ``passes.c`` makes a pass in one call. It is built when the package is
+built; where there was no compiler, torch's operations do the same.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _threads() -> tuple[int, int | None]:
 class CompiledPasses:
     """See :class:`momo.passes.Passes`.
 
-    The memory belongs to others, and may be replaced between steps, so every step asks the tensors anew. What doesn't fit
-    into a table (a gradient whose strides are not its parameter's, say) is left to torch's operations.
+    The memory belongs to others, and may be replaced between steps, so every step asks the tensors anew. What doesn't
+    fit into a table (a gradient whose strides are not its parameter's, say) is left to torch's operations.
     """
 
     def __init__(self, members: Members, scratch: Scratch) -> None:

@@ -85,7 +85,8 @@ class _Piece:
 
 
 class _Gathered(_Piece):
-    """Small tensors that are copied into one slice. Their buffers live in flat tensors, the state holds views of them."""
+    """Small tensors that are copied into one slice. Their buffers live in flat tensors, the state holds views of
+    them."""
 
     def __init__(self, indices: list[int], members: Members, scratch: Scratch) -> None:
         super().__init__(indices, members, scratch)
@@ -223,7 +224,8 @@ def _check_shape(t: Tensor, shape: torch.Size) -> None:
 
 
 def _with_memory(g: Tensor) -> Tensor:
-    """The gradient as operations that write in place take it: autograd also knows zeros without memory, and lazy signs."""
+    """The gradient as operations that write in place take it: autograd also knows zeros without memory, and lazy
+    signs."""
     return g.clone() if g._is_zerotensor() else g.resolve_neg()
 
 

@@ -1,4 +1,5 @@
-"""One rank of the tests of several: ``python ranks.py RANK FOLDER`` runs every case and saves what each of them found."""
+"""One rank of the tests of several: ``python ranks.py RANK FOLDER`` runs every case and saves what each of them
+found."""
 
 from __future__ import annotations
 

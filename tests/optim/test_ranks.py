@@ -1,4 +1,5 @@
-"""Two ranks on this machine: data parallel, sharded, tensor parallel, checkpoints, and what is refused. See ranks.py."""
+"""Two ranks on this machine: data parallel, sharded, tensor parallel, checkpoints, and what is refused. See
+ranks.py."""
 
 from __future__ import annotations
 
@@ -11,14 +12,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from optim import ranks
+from support import ROOT
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-
-from support import ROOT
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 NAMES = list(ranks.OPTIONS)

@@ -67,7 +67,7 @@ def spec(lr=0.1, seed=0):
     return RunSpec(OptimizerSpec.parse("script"), lr, seed)
 
 
-def trained(source, specs=None, reading=Reading(), words=("{lr}",), limits=Limits(), **command):  # noqa: B008
+def trained(source, specs=None, reading=Reading(), words=("{lr}",), limits=Limits(), **command):
     """The runs of a script, by spec."""
     Path("train.py").write_text(source)
     full = Command.parse([sys.executable, "train.py", *words], **command)
