@@ -103,6 +103,15 @@ def sharded(rank, name):
     return whole(net), steps
 
 
+def hybrid(rank, name):
+    """Replicated over one dimension of the mesh, sharded over the other (of one rank where there are two in all)."""
+    net = model()
+    mesh = init_device_mesh("cpu", (2, WORLD // 2), mesh_dim_names=("replicate", "shard"))
+    fully_shard(net, mesh=mesh)
+    steps = train(net, made(name, net), rank)
+    return whole(net), steps
+
+
 def tensor_parallel(rank, name):
     net = model()
     mesh = init_device_mesh("cpu", (WORLD,))
@@ -278,6 +287,7 @@ CASES = {
     "ddp": ddp,
     "one process": one_process,
     "fsdp2": sharded,
+    "hsdp": hybrid,
     "tensor parallel": tensor_parallel,
     "mixture": mixture,
     "partial gradients": partial_gradients,

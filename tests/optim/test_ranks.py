@@ -64,7 +64,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "case, tolerance", [("ddp", 1e-10), ("fsdp2", 1e-9), ("tensor parallel", 1e-9), ("mixture", 1e-9)]
+    "case, tolerance", [("ddp", 1e-10), ("fsdp2", 1e-9), ("hsdp", 1e-9), ("tensor parallel", 1e-9), ("mixture", 1e-9)]
 )
 def test_ranks_are_equal_to_the_bit_and_to_one_process(found, case, tolerance, name):
     (first, steps), (second, other_steps) = found(case, name)
