@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from momo.sharding import shards
 # What belongs to the loss, and stands in the state of each parameter: tools save and load the state by parameter.
 _OF_THE_LOSS = ("loss_average", "loss_rho", "lower_bound", "loss_step")
 _NOT_GIVEN: Any = object()
+_layout = operator.attrgetter("layout")
 _ACCUMULATED = (
     "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it "
     "returned isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
@@ -211,7 +213,7 @@ class TruncatedModelOptimizer(Optimizer):
 
     def _advance(self, loss: Scalar) -> None:
         grads = self._gradients()
-        if {g.layout for g in grads if g is not None} - {torch.strided}:
+        if set(map(_layout, [g for g in grads if g is not None])) - {torch.strided}:
             raise RuntimeError(
                 f"{type(self).__name__} doesn't support sparse gradients: use dense ones (sparse=False), or "
                 "torch.optim.SparseAdam for these parameters."
@@ -387,7 +389,7 @@ class TruncatedModelOptimizer(Optimizer):
     def _prepared(self, grads: list[Tensor | None]) -> list[Block]:
         """The blocks of all parameters that have ever had a gradient."""
         if self._blocks is not None and self._blocks_state is self.state and len(self.state) == len(self._known):
-            if all(i in self._known for i, g in enumerate(grads) if g is not None):
+            if len(self._known) == len(grads) or all(i in self._known for i, g in enumerate(grads) if g is not None):
                 return self._blocks
         elif self._blocks is not None:
             self._memory = None  # the state is another one
