@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,7 +25,7 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_run, args=(target, theirs, *arguments), daemon=daemon)
-    with _interrupts_ignored():
+    with _interrupts_ignored(), _without_main():
         process.start()
     theirs.close()
     return process, ours
@@ -56,6 +57,17 @@ def end(processes: Sequence[Any]) -> None:
         process.join(_PATIENCE)
         if process.is_alive():
             process.kill()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started in here doesn't run the file that this one runs: a user's script calls momo there."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

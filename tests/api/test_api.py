@@ -125,6 +125,15 @@ def test_a_function_without_a_file_is_trained_here_and_known_by_its_source(folde
     assert run(PROMPT.replace("Linear(4, 1)", "Linear(4, 1, bias=False)")) > 0
 
 
+def test_a_file_that_calls_momo_needs_no_guard(folder):
+    call = "momo_cli.sweep('mymodule', optimizers='momo', lrs=[0.1, 1], steps=10, jobs=2)"
+    Path("call.py").write_text(f"import momo_cli\nprint('once')\nprint(*[run.status for run in {call}.runs])")
+    done = subprocess.run(
+        [sys.executable, "call.py"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.stdout, done.stderr) == ("once\nok ok\n", "")
+
+
 def test_a_script(folder):
     Path("train.py").write_text(
         "import sys, momo_cli\nmomo_cli.log(step=0, loss=2.0)\nmomo_cli.log(val_loss=float(sys.argv[1]))"

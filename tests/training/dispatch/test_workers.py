@@ -56,7 +56,8 @@ class Numbers(Dataset):
 
 def build(seed):
     train = DataLoader(Numbers(os.getpid()), batch_size=16, shuffle=True, num_workers=2,
-    multiprocessing_context=CONTEXT) loss = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+    multiprocessing_context=CONTEXT)
+    loss = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
     return torch.nn.Linear(1, 1), loss, train
 """
 
