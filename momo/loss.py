@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from momo.method import Scalar
 from momo.passes.members import on_host, scalar_device
@@ -58,6 +60,7 @@ class RecordedLosses:
         self._values: list[Scalar] = []
         self._reduction = "mean"
         self._asked = False
+        self.kept = False  # through a zero_grad()
         self.dropped_by_zero_grad = False
 
     def __bool__(self) -> bool:
@@ -85,10 +88,18 @@ class RecordedLosses:
         """A ``GradScaler`` is about to take or to skip the step."""
         self._asked = bool(self._values)
 
+    def zero_grad(self, drop: bool) -> None:
+        """The gradients are reset: these losses' own, or older ones, if the backward pass of these is still to come."""
+        if drop or self._asked:
+            self.drop()
+            self.dropped_by_zero_grad = True
+        else:
+            self.kept = True
+
     def drop(self) -> None:
         """Forget all."""
         self._values.clear()
-        self._asked = False
+        self._asked = self.kept = False
 
     def take(self) -> Scalar:
         """Their mean or sum; they are used up."""
@@ -98,6 +109,32 @@ class RecordedLosses:
         count = len(self._values) if self._reduction == "mean" else 1
         self.drop()
         return total / count
+
+
+class GradientVersions:
+    """Which gradients are new: autograd makes a tensor, or raises the version of the one that it adds to."""
+
+    def __init__(self) -> None:
+        self._zeroed = self._spent = WeakTensorKeyDictionary()
+        self.zero_grad_calls = 0
+
+    def zero_grad(self, remaining: Iterable[Tensor | None]) -> None:
+        """``zero_grad()`` has made these gradients zero, and has taken the others away."""
+        self.zero_grad_calls += 1
+        self.spend(remaining)
+        self._zeroed = self._spent
+
+    def spend(self, grads: Iterable[Tensor | None]) -> None:
+        """A step takes these gradients, or is skipped because of them."""
+        self._spent = WeakTensorKeyDictionary({g: g._version for g in grads if g is not None})
+
+    def new(self, grads: Iterable[Tensor | None]) -> bool:
+        """Whether a backward pass has come since the last ``zero_grad()`` or step with a recorded loss."""
+        return any(g is not None and self._spent.get(g) != g._version for g in grads)
+
+    def not_zeroed(self, grads: Iterable[Tensor | None]) -> list[tuple[Tensor, int]]:
+        """The gradients that the last ``zero_grad()`` has not made zero, each with its version."""
+        return [(g, g._version) for g in grads if g is not None and self._zeroed.get(g) != g._version]
 
 
 def warn_if_not_finite(loss: Scalar, optimizer: str) -> bool:

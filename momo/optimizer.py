@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo.block import SCALARS, Block, bring, make_blocks
-from momo.loss import HOW, RecordedLosses, loss_value, warn_if_not_finite
+from momo.loss import HOW, GradientVersions, RecordedLosses, loss_value, warn_if_not_finite
 from momo.method import Memory, Scalar, Step, Sums, truncated_step, where
 from momo.options import Options, check_options, check_shared, momentum_of
 from momo.passes.members import Scratch, compute_dtype, on_host, scalar_device
@@ -21,10 +21,10 @@ from momo.sharding import shards
 _OF_THE_LOSS = ("loss_average", "loss_rho", "lower_bound", "loss_step")
 _NOT_GIVEN: Any = object()
 _ACCUMULATED = (
-    "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it returned "
-    "isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
-    "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); in a loop of your own, by optimizer.record_loss(loss). "
-    "Where nothing is to be accumulated, call optimizer.zero_grad() in the closure."
+    "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it "
+    "returned isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
+    "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); in a loop of your own, by "
+    "optimizer.record_loss(loss). Where nothing is to be accumulated, call optimizer.zero_grad() in the closure."
 )
 
 
@@ -51,8 +51,7 @@ class TruncatedModelOptimizer(Optimizer):
         self._reduction = Reduction(process_group, type(self).__name__)
         self._recorded = RecordedLosses()
         self._warned = False
-        self._zeroed: dict[int, int] = {}  # gradients that zero_grad() made zero, and their versions then
-        self._zero_grad_calls = 0
+        self._versions = GradientVersions()
         self._checked_options: list[tuple[Any, ...]] = []
         self._blocks: list[Block] | None = None
         self._scratch = Scratch()
@@ -80,7 +79,8 @@ class TruncatedModelOptimizer(Optimizer):
         micro-batch's loss. With a loss scaler, record the unscaled loss.
 
         ``step()`` uses the recorded losses up. They are dropped with the gradients that they belong to: by this
-        optimizer's ``zero_grad()``, and where a ``GradScaler`` skips the step. So record after ``zero_grad()``.
+        optimizer's ``zero_grad()``, and where a ``GradScaler`` skips the step. So record after ``zero_grad()``; before
+        it only if the backward pass comes later still, as in Lightning's ``training_step``.
 
         Args:
             loss: a tensor with one element, or a number.
@@ -91,61 +91,68 @@ class TruncatedModelOptimizer(Optimizer):
             ValueError: the loss isn't one real number, or the losses of one step have different reductions.
             TypeError: it is neither a tensor nor a number.
         """
+        if self._recorded.kept and not self._versions.new(self._gradients()):
+            self._recorded.drop()  # zero_grad() came twice without a backward pass, so that loss had none
         self._recorded.add(loss_value(loss, type(self).__name__), reduction)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         # torch.amp.GradScaler asks right before it takes or skips a step: see RecordedLosses.
         self._recorded.scaler_asks()
+        self._versions.spend(self._gradients())
         return False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients as in torch, and drop the recorded losses that belong to them."""
-        self._zero_grad_calls += 1
-        if self._recorded and not self._in_closure:
-            self._recorded.drop()
-            self._recorded.dropped_by_zero_grad = True
+        if self._recorded:
+            self._recorded.zero_grad(drop=self._versions.new(self._gradients()))
         super().zero_grad(set_to_none=set_to_none)
-        self._zeroed = {} if set_to_none else {id(g): g._version for g in self._gradients() if g is not None}
-
-    _in_closure = False
+        self._versions.zero_grad([] if set_to_none else self._gradients())
 
     def _gradients(self) -> list[Tensor | None]:
         return [p.grad for group in self.param_groups for p in group["params"]]
 
-    def _run(self, closure: Callable[[], Any]) -> tuple[Any, Scalar]:
-        """What the closure returned, and the loss."""
+    def _run(self, closure: Callable[[], Any]) -> tuple[Any, Scalar | None]:
+        """What the closure returned, and the loss: None if there is neither a loss nor a gradient, so no step."""
         name = type(self).__name__
-        before = [(g, g._version) for g in self._gradients() if g is not None and self._zeroed.get(id(g)) != g._version]
-        calls = self._zero_grad_calls
-        self._in_closure = True
-        try:
-            with torch.enable_grad():
-                returned = closure()
-        finally:
-            self._in_closure = False
+        before, calls = self._versions.not_zeroed(self._gradients()), self._versions.zero_grad_calls
+        with torch.enable_grad():
+            returned = closure()
         if self._recorded:
-            return returned, self._recorded.take()
+            return returned, self._recorded_loss()
         if returned is None:
-            raise ValueError(f"the closure given to {name}.step() returned None. It has to return the loss.")
-        if before and self._zero_grad_calls == calls:
+            if all(g is None for g in self._gradients()):
+                return None, None
+            raise ValueError(
+                f"the closure given to {name}.step() returned None. It has to return the loss, unless the loss is "
+                "given by optimizer.step(loss=loss) or optimizer.record_loss(loss). (The steps of Lightning's manual "
+                "optimization come with a closure.)"
+            )
+        if before and self._versions.zero_grad_calls == calls:
             versions = {id(g): g._version for g in self._gradients() if g is not None}
             if any(versions.get(id(g), version) != version for g, version in before):
                 raise RuntimeError(_ACCUMULATED.format(name=name))
         return returned, loss_value(returned, name)
 
-    def _take_loss(self, closure: Any, loss: Any) -> tuple[Any, Scalar]:
+    def _recorded_loss(self) -> Scalar:
+        self._versions.spend(self._gradients())
+        return self._recorded.take()
+
+    def _take_loss(self, closure: Any, loss: Any) -> tuple[Any, Scalar | None]:
         """The loss as it was given, which ``step`` returns, and as a number."""
         name = type(self).__name__
         if closure is not None:
-            if loss is not None:
-                raise ValueError(f"{name}.step() got both a closure and a loss. Pass one of them.")
             if not callable(closure):
                 raise TypeError(
                     f"{name}.step() takes a closure first, and got {type(closure).__name__}. "
                     "Pass a loss by name: optimizer.step(loss=loss)."
                 )
-            return self._run(closure)
+            if loss is None:
+                return self._run(closure)
+            with torch.enable_grad():
+                returned = closure()
+            if returned is not None:
+                raise ValueError(f"{name}.step() got both a closure and a loss. Pass one of them.")
         if loss is not None:
             if self._recorded:
                 self._recorded.drop()
@@ -162,9 +169,10 @@ class TruncatedModelOptimizer(Optimizer):
                 )
             raise RuntimeError(
                 f"{name}.step() needs the loss, and none was given. {HOW} With Lightning, by "
-                f"Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]).{why}"
+                "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); with Hugging Face, by "
+                f"momo.integrations.transformers.Trainer.{why}"
             )
-        return None, self._recorded.take()
+        return None, self._recorded_loss()
 
     # ---- the step ----
 
@@ -174,8 +182,9 @@ class TruncatedModelOptimizer(Optimizer):
 
         Args:
             closure: computes the loss and its gradients anew, and returns the loss. Where losses were recorded, also
-                while it runs, these count instead.
-            loss: the loss whose gradient is in ``.grad``, a tensor with one element or a number.
+                while it runs, these count instead. No step is taken if it returns None and there are no gradients.
+            loss: the loss whose gradient is in ``.grad``, a tensor with one element or a number. A closure that comes
+                with it runs first, and has to return None.
 
         With neither, the losses given to :meth:`record_loss` are used.
 
@@ -193,6 +202,8 @@ class TruncatedModelOptimizer(Optimizer):
             return None
         self._check_options()
         returned, value = self._take_loss(None if closure is _NOT_GIVEN else closure, loss)
+        if value is None:
+            return returned
         if not self._warned:
             self._warned = warn_if_not_finite(value, type(self).__name__)
         self._advance(value)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    _end_as_by_ctrl_c()
     code = run(sys.argv[1:] if arguments is None else arguments)
     if "torch" in sys.modules:
         # Everything is stored and written by now, and taking torch's modules apart would cost a second.
@@ -24,13 +27,15 @@ def run(arguments: list[str]) -> int:
     try:
         from momo_cli.commands import app
         from momo_cli.errors import UserError
+        from momo_cli.store import unstored
         from momo_cli.user_code import UserCodeError
     except KeyboardInterrupt:
         return 130
 
+    unstored.written.clear()
     try:
         code = app(arguments, prog_name="momo", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        return code if isinstance(code, int) and code else int(bool(unstored.written))
     except UserError as error:
         print(f"momo: {error}", file=sys.stderr)
         return error.code
@@ -42,6 +47,9 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except SystemExit as left:
+        print(f"momo: the task's code ended the program: sys.exit({left.code!r}).", file=sys.stderr)
+        return 2
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own: a wrong option, a missing argument
             return _usage(error)
@@ -53,6 +61,16 @@ def run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Have SIGTERM and SIGHUP interrupt, unless whoever started the command has them ignored, as nohup does."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _usage(error: Exception) -> int:

@@ -2,8 +2,8 @@
 
 (a) the script that a user would write with Optuna's ``GridSampler`` and a plain loop; (b) ``momo sweep``, one run after
 another in one process; (c) together in one process; (d) together, in a process for each core or GPU; (e) as ``momo``
-itself chooses. Each is a whole command, from starting Python to the last run in a SQLite file; they take turns, round by
-round, and the ratio is to (a) of the same round. The memory is that of the largest single process.
+itself chooses. Each is a whole command, from starting Python to the last run in a SQLite file; they take turns, round
+by round, and the ratio is to (a) of the same round. The memory is that of the largest single process.
 
 ``--stack`` prints instead how long a step of K runs in one stack takes, for K = 1 to 256, against a run trained alone.
 ``--scripts`` times 18 short runs of four kinds of task instead, against a plain script (``bench_scripts.py``).

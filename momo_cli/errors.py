@@ -26,6 +26,18 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """``text`` with its control characters, but for tabs and ends of lines, as they are written in Python.
+
+    >>> printable("a\\x1b[31mb") == "a" + chr(92) + "x1b[31mb", printable("å\\n")
+    (True, 'å\\n')
+    """
+    if text.isprintable():
+        return text
+    shown = (c if c in "\t\n" or c.isprintable() or (c.isspace() and c > "\x20") else repr(c)[1:-1] for c in text)
+    return "".join(shown)
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """``" Did you mean 'adam'?"`` where a known word is close to ``word``, else nothing.
 

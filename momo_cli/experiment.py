@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
 from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.store import Store, StoredRuns, study_key
-from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
+
+_LOOK = 1.0  # seconds between looks at runs that others hold
 
 if TYPE_CHECKING:
     from momo_cli.training.dispatch.candidates import Resources
     from momo_cli.training.dispatch.executor import Executor
+    from momo_cli.training.probe import Probe
     from momo_cli.training.run.record import Watch
 
 
@@ -98,18 +102,20 @@ class Experiment:
 
         return Resources(parse_devices(self.device), self.together, self.jobs)
 
-    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Task, str]:
+    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Probe, str]:
         """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
         from momo_cli.training.evaluation import check_metric, objective_name
+        from momo_cli.training.probe import Probe
         from momo_cli.training.untrained import untrained_line, untrained_tensors
 
         optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
         for optimizer, spec in optimizers.items():
             optimizer.check(spec.lr, dict(spec.params))
-        task = self.source.build(specs[0].seed, device)
-        name = objective_name(task, self.settings)
-        check_metric(task, name, device)
-        return name, task, untrained_line(untrained_tensors(task, self.settings, device))
+        probe = Probe(self.source, specs[0].seed, device)
+        assert probe.task is not None
+        name = objective_name(probe.task, self.settings)
+        check_metric(probe.task, name, device)
+        return name, probe, untrained_line(untrained_tensors(probe.task, self.settings, device))
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""
@@ -147,7 +153,7 @@ class Session:
     ) -> None:
         self.experiment, self.display, self._batch = experiment, display, batch
         self.stored = experiment.stored()
-        self.stored.say = display.said
+        self.stored.say, self.stored.warn = display.said, _warn
         self.objective = self.stored.objective
         self.reused = 0
         self.found = (
@@ -178,17 +184,50 @@ class Session:
             if self._executor is None:
                 self._executor = self._start(missing)
             self.stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), self.objective)
+            self.stored.open(missing)
             self.display.started(missing, len(specs) - len(missing))
             if self._executor.chosen is None:
                 self.display.doing("timing a few steps and measuring where training begins")
-            for spec, run in self._executor.train(missing):
-                self.stored.add(run)
-                self.found[spec.key] = run
-                self.display.finished(spec, run)
+            self._do(missing, self._executor)
         return [self.found[spec.key] for spec in specs if spec.key in self.found]
+
+    def _do(self, specs: list[RunSpec], executor: Executor) -> None:
+        """Train those of ``specs`` that no other process takes, and wait for the others."""
+        left, free, said = {spec.key: spec for spec in specs}, specs, False
+        while True:
+            for spec, run in executor.train(free, self.stored.claim):
+                self.stored.add(run)
+                self._ended(left.pop(spec.key), run)
+            if not left:
+                return
+            ended, free, who = self._look(list(left.values()))
+            for run in ended:
+                self._ended(left.pop(run_key(run)), run)
+            if left and not free:
+                if not said:
+                    said = True
+                    runs = f"{len(left)} run{'s' * (len(left) != 1)}"
+                    self.display.said(f"Waiting for {runs} that others do, among them {who}.")
+                time.sleep(_LOOK)
+
+    def _look(self, specs: list[RunSpec]) -> tuple[list[Run], list[RunSpec], str]:
+        """What has become of runs that others hold; where the storage fails, they are free to be claimed."""
+        try:
+            return self.stored.look(specs)
+        except UserError:
+            return [], specs, ""
+
+    def _ended(self, spec: RunSpec, run: Run) -> None:
+        self.found[spec.key] = run
+        self.display.finished(spec, run)
 
     def _start(self, specs: list[RunSpec]) -> Executor:
         experiment = self.experiment
+        if not experiment.store.has_heartbeats:
+            self.display.said(
+                f"{experiment.store.url} takes no heartbeats: runs of a process that dies are taken up when the "
+                "command is started again on its machine."
+            )
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
@@ -197,17 +236,21 @@ class Session:
 
         resources = experiment._resources()
         self.display.doing("building the task")
-        self.objective, task, untrained = experiment._check(specs, resources.devices[0])
+        self.objective, probe, untrained = experiment._check(specs, resources.devices[0])
         if untrained:
             self.display.said(untrained)
         executor = Executor(
-            experiment.source, experiment.settings, resources, self._advanced, self.display.said, task, self._batch
+            experiment.source, experiment.settings, resources, self._advanced, self.display.said, probe, self._batch
         )
         return self._open.enter_context(executor)
 
     def _advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> bool:
         self.display.advanced(spec, step, steps, loss)
         return self._watch is not None and self._watch(spec, step, steps, loss)
+
+
+def _warn(line: str) -> None:
+    print(f"momo: {line}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)

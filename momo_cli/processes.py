@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
     """A new process that runs ``target(connection, *arguments)``, and our end of the connection.
 
     Ctrl-C reaches every process of the terminal; this one ignores it from its first moment and ends when it is told to.
+    A daemon ends itself when its connection is closed; any other ends with this process, whatever it is at.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -34,7 +36,16 @@ def _run(target: Callable[..., None], *arguments: Any) -> None:
     multiprocessing.set_start_method(None, force=True)
     # Python's own way out ends such workers; killed by the signal, this process would leave them behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if not multiprocessing.current_process().daemon:
+        threading.Thread(target=_end_with_the_parent, name="momo-parent", daemon=True).start()
     target(*arguments)
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def end(processes: Sequence[Any]) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+from momo_cli.errors import UserError
+
 _OURS = tuple(str(Path(__file__).resolve().parent.parent / package) for package in ("momo_cli", "momo"))
+
+
+#: What is never the user's code's error, among all that may come out of it.
+OURS = (UserError, KeyboardInterrupt, GeneratorExit)
 
 
 class UserCodeError(Exception):

@@ -35,14 +35,17 @@ def build(seed, width=8, samples=96):
 """
 
 
-def wait_for_trials(count: int, seconds: float = 90) -> None:
-    """Wait until ``momo.db`` in the current folder holds ``count`` trials, while another process writes it."""
+def wait_for_trials(count: int, seconds: float = 90, url: str = "sqlite:///momo.db") -> None:
+    """Wait until the storage holds ``count`` runs that ended, while another process writes it."""
     deadline = time.time() + seconds
     while time.time() < deadline:
         try:
-            if Path("momo.db").exists():
-                summaries = optuna.get_all_study_summaries("sqlite:///momo.db")
-                if summaries and summaries[0].n_trials >= count:
+            if not url.startswith("sqlite") or Path(url.removeprefix("sqlite:///")).exists():
+                storage = optuna.storages.RDBStorage(url)
+                studies = [
+                    optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)
+                ]
+                if sum("status" in trial.user_attrs for study in studies for trial in study.trials) >= count:
                     return
         except Exception:  # its tables are being made
             pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from momo_cli.commands import checking, comparing, listing, recommending, sweeping, tables
+from momo_cli.commands import checking, comparing, listing, recommending, sweeping, tables, working
 
 app = typer.Typer(
     name="momo",
@@ -14,7 +14,7 @@ app = typer.Typer(
     help="How robust is my training to the learning rate, and what should I set?",
     pretty_exceptions_enable=False,
 )
-for _module in (sweeping, comparing, recommending, checking, listing, tables):
+for _module in (sweeping, comparing, recommending, checking, listing, tables, working):
     _module.register(app)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import typer
 
 from momo_cli.commands.options import TaskArgument, TaskOptions, with_options
-from momo_cli.errors import UserError
-from momo_cli.user_code import UserCodeError
+from momo_cli.user_code import OURS, UserCodeError
 
 
 @with_options(TaskOptions)
@@ -29,9 +28,9 @@ def check(task: TaskArgument, task_options: TaskOptions) -> None:
     cpu.prepare(device)  # as in training
     try:
         seen = inspect_task(source, task_options.settings(), device)
-    except (UserError, UserCodeError):
+    except (UserCodeError, *OURS):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise UserCodeError(source.name, error) from error
     inspected.print_inspection(source.name, seen, Console(highlight=False))
 

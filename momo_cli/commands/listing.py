@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from momo_cli.commands.options import StorageOption
+from momo_cli.errors import printable
 from momo_cli.store import DEFAULT_URL, Store
 
 
@@ -19,10 +22,14 @@ def list_(storage: StorageOption = DEFAULT_URL) -> None:
 
     from momo_cli.report import stored
 
-    studies = Store(storage).studies()
+    store = Store(storage)
+    studies = store.studies()
     console = Console(highlight=False)
+    for name in store.unreadable():
+        print(f"Skipped: the study {printable(name)} can't be read.", file=sys.stderr)
     if not studies:
-        console.print(f"No runs are stored in {storage}. Begin with: momo sweep digits-mlp", soft_wrap=True)
+        line = f"No runs are stored in {store.url}. Begin with: momo sweep digits-mlp"
+        console.print(line, soft_wrap=True, markup=False)
         return
     stored.print_studies(studies, console)
 

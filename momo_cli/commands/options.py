@@ -24,7 +24,7 @@ from momo_cli.plan.settings import AMP
 from momo_cli.report import numbers
 from momo_cli.report.exports import FORMATS, Format, Target
 from momo_cli.search import PRUNERS, SAMPLERS, Search
-from momo_cli.store import DEFAULT_URL, Store
+from momo_cli.store import DEFAULT_URL, GRACE, Store
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.loading import TaskSource, find_task
 
@@ -52,6 +52,15 @@ StorageOption = Annotated[
     str,
     typer.Option(
         envvar="MOMO_STORAGE", metavar="URL", help="Optuna storage that keeps the runs.", rich_help_panel=_STORE
+    ),
+]
+GraceOption = Annotated[
+    int,
+    typer.Option(
+        metavar="SECONDS",
+        min=3,
+        help="Runs of a process that has sent no heartbeat for so long go to others.",
+        rich_help_panel=_STORE,
     ),
 ]
 StudyOption = Annotated[
@@ -198,6 +207,7 @@ class TrainingOptions(TaskOptions):
     storage: StorageOption = DEFAULT_URL
     study: StudyOption = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is stored.", rich_help_panel=_STORE)] = False
+    grace: GraceOption = GRACE
 
     def settings(self) -> Settings:
         """What changes a run's result."""
@@ -227,7 +237,7 @@ class TrainingOptions(TaskOptions):
 
     def store(self) -> Store:
         """The store that ``--storage`` names."""
-        return Store(self.storage)
+        return Store(self.storage, self.grace)
 
     def experiment(self, task: str) -> Experiment:
         """The task, and how its runs are trained and kept.

@@ -41,10 +41,21 @@ def check(outputs: OutputOptions, tasks: int = 1) -> None:
 
 
 def show(report: Report, outputs: OutputOptions, view: Callable[[Report, Console], None]) -> None:
-    """Print ``report`` with ``view`` and write the files asked for."""
+    """Print ``report`` with ``view`` and write the files asked for, each whatever becomes of the others.
+
+    Raises:
+        UserError: Some can't be written.
+    """
     screen, notes = consoles(outputs)
     view(report, screen)
+    failed = []
     for form, target in outputs.targets:
-        form.write(report, target)
+        try:
+            form.write(report, target)
+        except UserError as error:
+            failed.append(error)
+            continue
         if form.announced:
-            notes.print(f"{form.name.capitalize()}: {target.file}")
+            notes.print(f"{form.name.capitalize()}: {target.file}", markup=False)
+    if failed:
+        raise UserError("\n".join(map(str, failed)), max(error.code for error in failed))

@@ -173,8 +173,8 @@ def default_lrs(runs: list[Run], imported: bool) -> dict[str, float]:
     for label in dict.fromkeys(run.optimizer for run in runs):
         try:
             spec = OptimizerSpec.parse(label)
-            # An imported table's label is anyone's text: never a reason to import a module of that name.
-            if spec.name in KNOWN or not imported:
+            # A stored label is anyone's text: never a reason to import a module of that name.
+            if spec.name in KNOWN or not (imported or ":" in spec.name):
                 found[label] = spec.default_lr
         except UserError:
             pass

@@ -14,7 +14,7 @@ from momo_cli.commands.options import OutputOptions, StorageOption, StudyOption,
 from momo_cli.commands.running import stored_report
 from momo_cli.errors import UserError
 from momo_cli.plan import Settings
-from momo_cli.store import DEFAULT_URL, Store, study_key
+from momo_cli.store import DEFAULT_URL, Store, study_key, unstored
 from momo_cli.task.builtin import BUILTIN
 
 
@@ -54,6 +54,13 @@ def import_(
     from momo_cli.report import terminal
 
     out.check(output_options)
+    store = Store(storage)
+    left = unstored.read(file)
+    if left is not None:
+        report = stored_report(store, store.restore(left).name)
+        report.lines.insert(0, f"Stored {len(left.runs)} runs of {left.name}.")
+        out.show(report, output_options, terminal.print_compare)
+        return
     kept = conditions(where or [])
     optimizer_cols = optimizer_col or ["optimizer"]
     runs, notes = read_csv(
@@ -78,13 +85,11 @@ def import_(
     chosen = {name: value for name, value in chosen.items() if value}
     settings = Settings().key() | {"objective": value_col, "maximize": maximize}
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-    store = Store(storage)
     stored = store.open(study_key(Path(file).name, digest, chosen, settings, imported=True), study)
     if not stored.runs():
         with stored:
             stored.start(list(dict.fromkeys(run.optimizer for run in runs)), value_col)
-            for run in runs:
-                stored.add(run)
+            stored.add_all(runs)
     report = stored_report(store, stored.name)
     report.lines[:0] = notes
     out.show(report, output_options, terminal.print_compare)

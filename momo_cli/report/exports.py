@@ -97,10 +97,16 @@ class Format:
         if target.is_stdout:
             sys.stdout.write(content if isinstance(content, str) else content.decode())
             return
+        path = target.path.resolve()  # what a link names, not the link
+        beside = path.with_name(f".{path.name[:200]}.part") if path.is_file() or not path.exists() else path
         try:
             # Not as text: a table's line ends are its own.
-            target.path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            beside.write_bytes(content if isinstance(content, bytes) else content.encode())
+            if beside != path:
+                beside.replace(path)
         except OSError as error:
+            if beside != path:
+                beside.unlink(missing_ok=True)
             raise UserError(f"{target.file} can't be written: {error.strerror}.", code=1) from None
 
     def _renderer(self) -> Renderer:

@@ -27,7 +27,7 @@ class LiveDisplay:
         self._current: dict[RunSpec, tuple[int, int, float]] = {}
         self._marks = {"diverged": 0, "failed": 0, "pruned": 0}
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[runs]}"),
             TimeElapsedColumn(),
@@ -82,7 +82,7 @@ class LiveDisplay:
 
     def said(self, line: str) -> None:
         """Print a line above the display."""
-        self.console.print(line, soft_wrap=True)
+        self.console.print(Text(line), soft_wrap=True)
 
     def __rich__(self) -> Group:
         lines = [

@@ -180,7 +180,7 @@ def _strip_table(
     if turned:
         table.add_column("LR / default" if strip.relative else "LR", justify="right", no_wrap=True)
         for name in optimizers:
-            table.add_column(_safe(console, name), justify="right", overflow="fold", min_width=min(len(name), 12))
+            table.add_column(Text(_safe(console, name)), justify="right", overflow="fold", min_width=min(len(name), 12))
         shown = [c for c in strip.columns if any((name, c) in strip.cells for name in optimizers)]
         own = {name: widths((name, c) for c in strip.columns) for name in optimizers}
         for column in shown:
@@ -199,7 +199,7 @@ def _strip_table(
     for name in optimizers:
         row = [cell(name, c, wide) for c in strip.columns]
         beside = [_figure(console, figure, strip.optimizers.index(name), " ") for figure in columns]
-        table.add_row(_safe(console, name), *row, *beside)
+        table.add_row(Text(_safe(console, name)), *row, *beside)
     return table
 
 
@@ -231,7 +231,7 @@ def _print_figures(console: Console, optimizers: Sequence[str], columns: Sequenc
     for column in columns:
         table.add_column(" " + _wrapped(column.title).replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for i, name in enumerate(optimizers):
-        table.add_row(_safe(console, name), *(_figure(console, column, i, " ") for column in columns))
+        table.add_row(Text(_safe(console, name)), *(_figure(console, column, i, " ") for column in columns))
     if _fits(console, table):
         _print(console, table)
         return
@@ -240,7 +240,7 @@ def _print_figures(console: Console, optimizers: Sequence[str], columns: Sequenc
         table = _new_table()
         table.add_column("", overflow="fold", max_width=24)
         for name in some:
-            table.add_column(_safe(console, name), justify="right", overflow="fold", min_width=min(len(name), 12))
+            table.add_column(Text(_safe(console, name)), justify="right", overflow="fold", min_width=min(len(name), 12))
         for column in columns:
             table.add_row(column.title, *(_figure(console, column, optimizers.index(name), "\n") for name in some))
         return table

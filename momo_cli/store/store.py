@@ -8,8 +8,10 @@ import json
 from typing import Any
 
 from momo_cli.errors import UserError, did_you_mean
-from momo_cli.store.storage import DEFAULT_URL, Storage, StudyInfo
+from momo_cli.plan.grid import run_key
+from momo_cli.store.storage import DEFAULT_URL, GRACE, Storage, StudyInfo
 from momo_cli.store.stored_runs import StoredRuns
+from momo_cli.store.unstored import Unstored
 
 
 class Store:
@@ -17,22 +19,37 @@ class Store:
 
     Args:
         url: As for :class:`momo_cli.store.storage.Storage`.
+        grace: As for :class:`momo_cli.store.storage.Storage`.
 
     Raises:
         UserError: Its folder isn't there.
     """
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
-        self._storage = Storage(url)
-        self.url = self._storage.url
+    def __init__(self, url: str = DEFAULT_URL, grace: int = GRACE) -> None:
+        self._storage = Storage(url, grace)
+
+    @property
+    def url(self) -> str:
+        """The storage's URL as it may be shown: without a password."""
+        return self._storage.shown
+
+    @property
+    def has_heartbeats(self) -> bool:
+        """Whether runs of a process that died go to others while these are running."""
+        return self._storage.has_heartbeats
 
     def studies(self) -> list[StudyInfo]:
         """Every study of this command's, the latest used last; runs in a study's continuations are counted with it."""
         found: dict[str, StudyInfo] = {}
         for info in sorted(self._storage.every_study(), key=lambda info: len(info.name)):
             first = found.get(info.study)
-            found[info.study] = dataclasses.replace(first, runs=first.runs + info.runs) if first else info
+            both = first and dataclasses.replace(first, runs=first.runs + info.runs, open=first.open + info.open)
+            found[info.study] = both or info
         return sorted(found.values(), key=lambda info: info.latest)
+
+    def unreadable(self) -> list[str]:
+        """The names of studies that are this command's and can't be read."""
+        return self._storage.unreadable()
 
     def open(self, key: dict[str, Any], name: str | None = None) -> StoredRuns:
         """The runs of ``key``, for reading and adding.
@@ -68,6 +85,18 @@ class Store:
             raise UserError(f"There is no study {name!r} in {self.url}.{did_you_mean(name, list(studies))}\n{known}")
         return StoredRuns(self._storage, name, studies[name].key)
 
+    def restore(self, unstored: Unstored) -> StoredRuns:
+        """Store runs that could not be stored before, where they aren't meanwhile.
+
+        Raises:
+            UserError: The storage refuses.
+        """
+        with self.open(unstored.key, unstored.name) as stored:
+            known = {run_key(run) for run in stored.runs() if run.status != "failed"}
+            stored.start(list(dict.fromkeys(run.optimizer for run in unstored.runs)), unstored.objective)
+            stored.add_all([run for run in unstored.runs if run_key(run) not in known])
+        return stored
+
 
 def study_key(
     task: str, source: str, arguments: dict[str, Any], settings: dict[str, Any], **more: Any
@@ -83,7 +112,8 @@ def study_key(
     """
     given = {name: value for name, value in more.items() if value is not None}
     key = {"task": task, "source": source, "set": arguments, "settings": settings, **given}
-    return json.loads(json.dumps(key, default=str))
+    in_json: dict[str, Any] = json.loads(json.dumps(key, default=str))
+    return in_json
 
 
 def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:

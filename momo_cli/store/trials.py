@@ -5,23 +5,107 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from momo_cli.errors import printable
+from momo_cli.plan.grid import run_key
 from momo_cli.runs import Run
 
-if TYPE_CHECKING:
-    import optuna
-
-_RUN = "momo:run"
+RUN, HOLDER = "momo:run", "momo:holder"
 _LR_LOW, _LR_HIGH = 1e-12, 1e12
 _POINTS = 10  # intermediate values: enough for Optuna's plots, and each costs a relational store a millisecond
+_NUMBER, _TEXT = (int, float, type(None)), (str, type(None))
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("objective", "initial", "train_loss", "val_loss", "seconds", "capped"), _NUMBER),
+    **{"status": str, "metrics": dict, "steps": int, "error": _TEXT, "curve": list},
+    "step_sizes": (list, type(None)),
+}
+
+Phase = Literal["waiting", "running", "ended", "void"]
+"""Where a run is: ``void`` for a trial that ended without one, of a process that died or of someone else."""
 
 
-def trial_of(run: Run, optimizers: list[str]) -> optuna.trial.FrozenTrial:
-    """``run`` as a trial of a study whose ``optimizer`` parameter offers ``optimizers``."""
-    import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+def phase_of(state: TrialState, has_run: bool) -> Phase:
+    """The phase of a trial in ``state``."""
+    if state == TrialState.WAITING:
+        return "waiting"
+    if state == TrialState.RUNNING:
+        return "running"
+    return "ended" if has_run else "void"
 
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A stored trial: its id in the storage, its params, the fields of its run, and which process holds it."""
+
+    id: int
+    params: dict[str, Any]
+    run: Any = None
+    holder: str = ""
+
+    @property
+    def key(self) -> tuple[object, ...] | None:
+        """The identity of the run it stands for; None where someone else made it."""
+        asked = self.asked()
+        return run_key(asked) if asked is not None else None
+
+    def as_run(self) -> Run | None:
+        """The run that it holds; None where someone else made it or its run can't be read."""
+        run = self.asked()
+        if run is None or not isinstance(self.run, dict):
+            return None
+        known = {
+            name: _safe(value) for name, value in self.run.items() if name in _KINDS
+        }  # a newer version's have more
+        if not all(isinstance(value, _KINDS[name]) for name, value in known.items()):
+            return None
+        return dataclasses.replace(run, **known)
+
+    def asked(self) -> Run | None:
+        """The run it stands for, without a result; None where someone else made it."""
+        further = dict(self.params)
+        try:
+            label, lr, seed = further.pop("optimizer"), further.pop("lr"), further.pop("seed")
+        except KeyError:
+            return None
+        return Run(printable(str(label)), lr, seed, params=further)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What ends a trial: its state, its value, and what else is stored of its run."""
+
+    state: TrialState
+    value: float | None
+    attributes: dict[str, Any]
+    intermediate_values: dict[int, float]
+
+
+def waiting_trial(run: Run, optimizers: list[str]) -> FrozenTrial:
+    """A trial for a run of that optimizer, learning rate and seed, in a study that offers ``optimizers``."""
+    params, distributions = _params(run, optimizers)
+    return create_trial(state=TrialState.WAITING, params=params, distributions=distributions)
+
+
+def ended_trial(run: Run, optimizers: list[str]) -> FrozenTrial:
+    """``run`` as a trial of a study that offers ``optimizers``."""
+    params, distributions = _params(run, optimizers)
+    outcome = outcome_of(run)
+    return create_trial(
+        state=outcome.state,
+        value=outcome.value,
+        params=params,
+        distributions=distributions,
+        intermediate_values=outcome.intermediate_values,
+        user_attrs=outcome.attributes,
+    )
+
+
+def outcome_of(run: Run) -> Outcome:
+    """How ``run`` ends its trial."""
     states = {"ok": "COMPLETE", "diverged": "COMPLETE", "failed": "FAIL", "pruned": "PRUNED"}
     # A diverged run counts as its ℓ0, in Optuna's own views too; one without a finite ℓ0 has no value to show.
     value = run.objective if run.status == "ok" else run.initial
@@ -30,8 +114,17 @@ def trial_of(run: Run, optimizers: list[str]) -> optuna.trial.FrozenTrial:
     fields = dataclasses.asdict(run)
     for name in ("optimizer", "lr", "seed", "params"):
         del fields[name]
+    return Outcome(
+        TrialState[state],
+        value if complete else None,
+        {"status": run.status, RUN: _finite(fields)},
+        dict(_thinned(run.curve)),
+    )
+
+
+def _params(run: Run, optimizers: list[str]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
     params: dict[str, Any] = {"optimizer": run.optimizer, "lr": run.lr, "seed": run.seed}
-    distributions: dict[str, Any] = {
+    distributions: dict[str, BaseDistribution] = {
         "optimizer": CategoricalDistribution(tuple(optimizers)),
         "lr": FloatDistribution(min(_LR_LOW, run.lr), max(_LR_HIGH, run.lr), log=True),
         "seed": IntDistribution(0, max(run.seed, 2**31 - 1)),
@@ -39,28 +132,16 @@ def trial_of(run: Run, optimizers: list[str]) -> optuna.trial.FrozenTrial:
     for name, number in run.params.items():
         params[name] = number
         distributions[name] = FloatDistribution(min(number, 0.0), max(number, 1e12))
-    return optuna.trial.create_trial(
-        state=optuna.trial.TrialState[state],
-        value=value if complete else None,
-        params=params,
-        distributions=distributions,
-        intermediate_values=dict(_thinned(run.curve)),
-        user_attrs={"status": run.status, _RUN: _finite(fields)},
-    )
+    return params, distributions
 
 
-def run_of(trial: optuna.trial.FrozenTrial) -> Run | None:
-    """The run that ``trial`` holds; None where someone else made it."""
-    if _RUN not in trial.user_attrs:
-        return None
-    params = dict(trial.params)
-    return Run(
-        optimizer=params.pop("optimizer"),
-        lr=params.pop("lr"),
-        seed=params.pop("seed"),
-        params=params,
-        **trial.user_attrs[_RUN],
-    )
+def _safe(value: Any) -> Any:
+    """``value`` with nothing in its texts that a terminal would obey."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(name): _safe(v) for name, v in value.items()}
+    return value
 
 
 def _thinned(curve: list[list[float]]) -> Iterator[tuple[int, float]]:

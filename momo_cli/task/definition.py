@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from momo_cli.errors import UserError, did_you_mean
 
@@ -136,6 +136,13 @@ class Task:
         if length is None:
             length = sum(1 for _ in self.train)
         return max(1, round((1 if epochs is None else epochs) * length))
+
+
+class Builds(Protocol):
+    """Builds the task of each seed."""
+
+    def build(self, seed: int, device: Any) -> Task:
+        """Seed every generator with ``seed`` and build the task for ``device``."""
 
 
 def known_length(batches: Any) -> int | None:

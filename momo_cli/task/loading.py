@@ -20,7 +20,7 @@ from momo_cli.errors import UserError, did_you_mean
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.definition import Task
 from momo_cli.task.files import module_name
-from momo_cli.user_code import UserCodeError
+from momo_cli.user_code import OURS, UserCodeError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,9 @@ class TaskSource:
         seed_everything(seed)
         try:
             returned = function(**keywords)
-        except UserError:
+        except OURS:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise UserCodeError(self.name, error) from error
         return Task.from_returned(returned, self.name)
 
@@ -217,9 +217,9 @@ def _import(source: TaskSource) -> Any:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         return importlib.import_module(module_name(source.file))
-    except UserError:
+    except OURS:
         raise
-    except Exception as error:
+    except BaseException as error:
         raise UserCodeError(source.name, error) from error
 
 

@@ -113,26 +113,44 @@ class Generators:
 
 @contextlib.contextmanager
 def generators_restored(*loaders: Any) -> Iterator[None]:
-    """Leave every random number generator, those of the loaders too, as it was found.
+    """Leave every random number generator as it was found, those of the loaders and of their datasets too.
 
-    What is measured before training must not change the order of the data that training sees.
+    Measuring before training must not change the order of the data that training sees.
     """
-    own = [g for loader in loaders for g in _own_generators(loader)]
-    states = [generator.get_state() for generator in own]
+    own = [generator for loader in loaders for generator in _own_generators(loader)]
+    states = [_state(generator) for generator in own]
     before = Generators()
     try:
         yield
     finally:
         before.restore()
         for generator, state in zip(own, states):
-            generator.set_state(state)
+            _state(generator, state)
 
 
-def _own_generators(loader: Any) -> list[torch.Generator]:
-    places = [
-        loader,
-        getattr(loader, "sampler", None),
-        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
-    ]
-    found = [getattr(place, "generator", None) for place in places]
-    return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and not any(g is h for h in found[:i])]
+def _own_generators(loader: Any) -> list[Any]:
+    """The generators that a loader, its samplers and its datasets keep as attributes."""
+    places, found = [loader], []
+    for place in places:
+        for name, value in getattr(place, "__dict__", {}).items():
+            if _state(value) is not None:
+                found.append(value)
+            elif name in ("sampler", "batch_sampler", "dataset") and not any(value is other for other in places):
+                places.append(value)
+    return [g for i, g in enumerate(found) if not any(g is h for h in found[:i])]
+
+
+def _state(generator: Any, new: Any = None) -> Any:
+    """The state of a generator of torch, NumPy or Python, after setting it to ``new``; None for anything else."""
+    numpy = sys.modules.get("numpy")
+    if isinstance(generator, torch.Generator):
+        return generator.get_state() if new is None else generator.set_state(new)
+    if isinstance(generator, random.Random):
+        return generator.getstate() if new is None else generator.setstate(new)
+    if numpy is not None and isinstance(generator, numpy.random.RandomState):
+        return generator.get_state() if new is None else generator.set_state(new)
+    if numpy is not None and isinstance(generator, numpy.random.Generator):
+        if new is not None:
+            generator.bit_generator.state = new
+        return generator.bit_generator.state
+    return None

@@ -72,7 +72,7 @@ def check_metric(task: Task, name: str, device: torch.device) -> None:
     if name in ("train_loss", "val_loss") or task.metrics is None or task.val is None:
         return
     try:
-        with torch.no_grad():
+        with unchanged(task), torch.no_grad():
             metrics = task.metrics(task.model.to(device).eval(), move(next(iter(task.val)), device))
     except Exception:
         return

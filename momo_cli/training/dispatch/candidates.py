@@ -12,8 +12,7 @@ import torch
 
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
-from momo_cli.task.definition import Task
-from momo_cli.task.loading import TaskSource
+from momo_cli.task.definition import Builds, Task
 from momo_cli.training import cpu
 from momo_cli.training.data import move
 from momo_cli.training.dispatch.timing import StepTimes
@@ -24,6 +23,7 @@ from momo_cli.training.stack.optimizers import can_stack, group_key
 _SIZES = (8, 32, 64, 128, 256)
 _WORTH_STACKING = 1.1  # how much faster than alone a stack must be
 _WORTH_THREADS = 1.1  # how much faster than on one thread several must be
+_COMPUTING = 2e-4  # seconds of a step on a CPU for each operation, above which no stack was faster
 _PROCESS_START = 4.0  # seconds until a new process has imported torch and built a task
 _LITTLE, _SHARE = 1.0, 0.1  # seconds, or this share of the work, that timing may take
 _TRIFLE = 1.0  # seconds of work below which nothing is worth timing
@@ -71,29 +71,27 @@ class Work:
         specs: The runs.
         settings: As for training.
         resources: What the command line allows.
-        probe: A task built already, to be used up for timing.
         batch: How many runs come at a time, where batches wait for one another; None where all come at once.
     """
 
     def __init__(
         self,
-        source: TaskSource,
+        source: Builds,
         specs: Sequence[RunSpec],
         settings: Settings,
         resources: Resources,
-        probe: Task | None = None,
         batch: int | None = None,
     ) -> None:
         if batch is not None:  # more will come, of the kind that came
             specs = [specs[i % len(specs)] for i in range(batch)]
         self.source, self.specs, self.settings, self.resources = source, specs, settings, resources
         self.device = resources.devices[0]
-        self._probe, self._batch = probe, batch
+        self._batch = batch
 
     @functools.cached_property
     def task(self) -> Task:
         """The task that is timed."""
-        return self._probe or self.source.build(self.specs[0].seed, self.device)
+        return self.source.build(self.specs[0].seed, self.device)
 
     @functools.cached_property
     def times(self) -> StepTimes:
@@ -123,15 +121,18 @@ class Work:
             for threads in dict.fromkeys([1, cpu.cores()] if free and count == 1 else [1])
         ]
 
+    def computes(self) -> bool:
+        """Whether steps of one run keep the device busy, so that a stack, which saves launches, would gain nothing."""
+        return self.device.type == "cpu" and self.times.gradient > _COMPUTING * self.times.operations
+
     def why_no_stack(self) -> str:
         """A line for the user where a trial step says that the task can't be trained together; empty where it can.
 
         Raises:
             UserError: The task's loss is wrong.
         """
-        self.task.model.to(self.device)
         try:
-            batch = move(next(iter(self.task.train)), self.device)
+            batch = move(next(iter(self.times.task.train)), self.device)
         except Exception:  # training meets it again, and says whose it is
             return ""
         try:
@@ -153,12 +154,16 @@ def choose(work: Work) -> tuple[Candidate, list[str]]:
         allowed, lines = _without_refused(allowed, work)
     if len(allowed) == 1 or work.times.gradient * work.steps < _TRIFLE:
         return allowed[0], lines
-    if allowed[0].together < allowed[-1].together:
+    may_stack = allowed[0].together < allowed[-1].together
+    if may_stack and work.computes():
+        allowed = [candidate for candidate in allowed if candidate.together == 1]
+    elif may_stack:
         allowed, lines = _without_refused(allowed, work)
+        may_stack = not lines
     best = min(_timed(allowed, work), key=lambda candidate: candidate.seconds)
-    if best.together < allowed[-1].together and best.together == 1:
+    if may_stack and best.together == 1:
         lines.append("Runs are trained one after another: training them together is no faster here.")
-    elif allowed[0].together < best.together:
+    elif may_stack:
         gain = work.times.alone_at_least() / best.step
         least = "" if work.times.knows_alone() else "at least "
         lines.append(
@@ -187,18 +192,19 @@ def _timed(allowed: Sequence[Candidate], work: Work) -> list[Candidate]:
     times = work.times
     of_size = _time_sizes(list(dict.fromkeys(candidate.together for candidate in allowed)), work)
     best = min(of_size, key=of_size.__getitem__)
-    timed = []
-    for candidate in allowed:
+    timed: list[Candidate] = []
+    for candidate in sorted(allowed, key=lambda candidate: candidate.threads):
         if candidate.together not in of_size:
             continue
-        step = of_size[candidate.together]
+        step, worth = of_size[candidate.together], 1.0
         if candidate.threads > 1:
-            if candidate.together != best:
+            worth = _WORTH_THREADS
+            hoped = worth * step * work.steps / candidate.threads
+            if candidate.together != best or hoped > min(other.seconds for other in timed):
                 continue
             step = times.on_threads(candidate.threads, best, step)
-        seconds = step * work.steps / candidate.processes
-        seconds *= _WORTH_THREADS if candidate.threads > 1 else 1
-        seconds += _PROCESS_START if candidate.processes > 1 else 0
+        start = _PROCESS_START if candidate.processes > 1 else 0.0
+        seconds = worth * step * work.steps / candidate.processes + start
         timed.append(dataclasses.replace(candidate, step=step, seconds=seconds))
     return timed
 

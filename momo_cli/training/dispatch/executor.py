@@ -11,13 +11,14 @@ import torch
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
-from momo_cli.task.definition import Task
+from momo_cli.task.definition import Builds
 from momo_cli.task.loading import TaskSource
 from momo_cli.training import cpu
 from momo_cli.training.dispatch.candidates import Candidate, Resources, Work, choose
 from momo_cli.training.dispatch.trainer import Trainer
 from momo_cli.training.dispatch.units import Claim, Units, claim_first
 from momo_cli.training.dispatch.workers import Workers
+from momo_cli.training.probe import Probe
 from momo_cli.training.run.record import Watch
 
 
@@ -37,7 +38,7 @@ class Executor:
         resources: Devices, processes, runs at once.
         watch: Told of each run's progress; True stops that run as pruned.
         say: Takes lines for the user: what was chosen, and what went otherwise.
-        probe: A task built already, to be used up for timing.
+        probe: A task built already, for timing or for the first run.
         batch: How many runs :meth:`train` will be given at a time; by default as many as at first. Batches that wait
             for one another are trained in this process unless ``--jobs`` says otherwise.
     """
@@ -49,14 +50,15 @@ class Executor:
         resources: Resources,
         watch: Watch,
         say: Callable[[str], None],
-        probe: Task | None = None,
+        probe: Probe | None = None,
         batch: int | None = None,
     ) -> None:
         self.source, self.settings, self.resources = source, settings, resources
-        self.watch, self.say, self._probe, self._batch = watch, say, probe, batch
+        self.watch, self.say, self._batch = watch, say, batch
+        self._built: Builds = probe or source
         self.chosen: Candidate | None = None
         self._workers: Workers | None = None
-        self._trainer = Trainer(source, settings, resources.devices[0], watch, say)
+        self._trainer = Trainer(self._built, settings, resources.devices[0], watch, say)
 
     def __enter__(self) -> Executor:
         cpu.prepare(self.resources.devices[0])
@@ -93,8 +95,7 @@ class Executor:
             yield from self._trainer.train(unit, chosen.together)
 
     def _choose(self, specs: Sequence[RunSpec]) -> Candidate:
-        work = Work(self.source, specs, self.settings, self.resources, self._probe, self._batch)
-        self._probe = None
+        work = Work(self._built, specs, self.settings, self.resources, self._batch)
         self.chosen, lines = choose(work)
         for line in lines:
             self.say(line)

@@ -45,15 +45,16 @@ class StepTimes:
         task.model.to(device).train()
         few = _STEPS if device.type == "cpu" else _GPU_STEPS
         self._settings = dataclasses.replace(settings, steps=few, epochs=None, objective=None, maximize=False)
-        self._of_task = dataclasses.replace(task, val=None, metrics=None, steps=None, epochs=None)
+        self._whole = task
         # So small a learning rate that no run leaves.
         self._specs = [dataclasses.replace(spec, lr=1e-9, seed=0) for spec in mixed(specs)]
 
     @functools.cached_property
-    def _task(self) -> Task:
+    def task(self) -> Task:
         """The task with its first two batches, again and again."""
-        with generators_restored(self._of_task.train):
-            return dataclasses.replace(self._of_task, train=list(itertools.islice(self._of_task.train, 2)))
+        with generators_restored(self._whole.train):
+            two = list(itertools.islice(self._whole.train, 2))
+        return dataclasses.replace(self._whole, train=two, val=None, metrics=None, steps=None, epochs=None)
 
     @functools.cached_property
     def gradient(self) -> float:
@@ -65,13 +66,27 @@ class StepTimes:
         return self._gradient(None) or 0.0
 
     @functools.cached_property
+    def operations(self) -> int:
+        """Operations of a forward pass that the backward pass goes through."""
+        with precision(self._settings, self.device):
+            loss = scalar_loss(self.task, self.task.model, move(next(iter(self.task.train)), self.device))
+        seen: set[Any] = set()
+        waiting = [loss.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting += [before for before, _ in node.next_functions]
+        return len(seen)
+
+    @functools.cached_property
     def alone(self) -> float:
         """Seconds of a step of one run trained alone, the mean over optimizers; 0.0 where the user's code raises."""
         one_of_each = list({group_key(spec): spec for spec in self._specs}.values())[:4]
         times = []
         for spec in one_of_each:
             try:
-                times.append(self._least(TrainingRun(self._task, spec, self._settings, self.device, None, _UNKNOWN)))
+                times.append(self._least(TrainingRun(self.task, spec, self._settings, self.device, None, _UNKNOWN)))
             except Exception:
                 return 0.0
         known = [seconds for seconds in times if seconds is not None]
@@ -91,7 +106,7 @@ class StepTimes:
         Raises:
             CannotStack: The runs can't be stacked.
         """
-        seeds = {0: Seed(self._task, self._settings, self.device, _UNKNOWN)}
+        seeds = {0: Seed(self.task, self._settings, self.device, _UNKNOWN)}
         runs = StackedRuns(seeds, self._specs[:size], self._settings, self.device)
         seconds = self._least(runs, limit)
         return None if seconds is None else seconds / size
@@ -121,7 +136,7 @@ class StepTimes:
 
     def _gradient(self, limit: float | None) -> float | None:
         try:
-            return self._least(_Gradients(self._task, self._settings, self.device), limit)
+            return self._least(_Gradients(self.task, self._settings, self.device), limit)
         except Exception:
             return 0.0
 

@@ -9,7 +9,7 @@ import torch
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
-from momo_cli.task.loading import TaskSource
+from momo_cli.task.definition import Builds
 from momo_cli.training.evaluation import Initial
 from momo_cli.training.run.record import Watch
 from momo_cli.training.run.training_run import train_run
@@ -33,7 +33,7 @@ class Trainer:
 
     def __init__(
         self,
-        source: TaskSource,
+        source: Builds,
         settings: Settings,
         device: torch.device,
         watch: Watch | None = None,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
-from momo_cli.task.definition import Task
-from momo_cli.task.loading import TaskSource
+from momo_cli.task.definition import Builds, Task
 from momo_cli.training.data import endless, move
 from momo_cli.training.evaluation import (
     Evaluation,
@@ -22,7 +20,7 @@ from momo_cli.training.evaluation import (
 )
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
 from momo_cli.training.run.stepper import Stepper
-from momo_cli.user_code import UserCodeError, user_frames
+from momo_cli.user_code import OURS, UserCodeError, user_frames
 
 
 class TrainingRun:
@@ -102,7 +100,7 @@ class TrainingRun:
 
 
 def train_run(
-    source: TaskSource,
+    source: Builds,
     spec: RunSpec,
     settings: Settings,
     device: torch.device,
@@ -134,8 +132,8 @@ def train_run(
         after = run.evaluate()
         stopwatch.share([run.record])
         return run.record.result(after)
-    except UserError:
+    except OURS:
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit, too
         frames = error.frames if isinstance(error, UserCodeError) else user_frames(error)
         return spec.result(status="failed", error=frames, seconds=stopwatch.passed)

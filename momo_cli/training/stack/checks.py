@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from momo_cli.errors import UserError, first_line
+from momo_cli.errors import first_line
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import generators_restored, map_tensors, move
 from momo_cli.training.evaluation import buffers_restored, precision, scalar_loss, training_loss
 from momo_cli.training.stack.models import CannotStack, Stack
+from momo_cli.user_code import OURS
 
 
 def check_stack(task: Task, batch: Any, settings: Settings) -> None:
@@ -41,9 +42,9 @@ def check_stack(task: Task, batch: Any, settings: Settings) -> None:
             stack.gradients([batch])
         else:
             _compare_or_in_double(task, batch, settings)
-    except (CannotStack, UserError):
+    except (CannotStack, *OURS):
         raise
-    except Exception as error:
+    except BaseException as error:
         reason = first_line(error)
         raise CannotStack(reason if len(reason) < 150 else reason[:147] + "…") from error
     finally:

@@ -12,8 +12,7 @@ from momo_cli.errors import UserError, first_line
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
-from momo_cli.task.definition import Task
-from momo_cli.task.loading import TaskSource
+from momo_cli.task.definition import Builds, Task
 from momo_cli.training.data import Generators, batch_size, endless, move
 from momo_cli.training.evaluation import Evaluation, Initial, evaluate, measure_initial, objective_name
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
@@ -22,6 +21,7 @@ from momo_cli.training.stack.graph import CapturedStep, record_cuda
 from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.training.stack.optimizers import group_key, stacked_optimizer
 from momo_cli.training.stack.step import Group, Step
+from momo_cli.user_code import OURS
 
 _LEFT = 8  # compact the stack when an eighth of its rows has left
 
@@ -175,7 +175,7 @@ class StackedRuns:
 
 
 def train_stack(
-    source: TaskSource,
+    source: Builds,
     specs: Sequence[RunSpec],
     settings: Settings,
     device: torch.device,
@@ -204,9 +204,9 @@ def train_stack(
         while not runs.done:
             yield from runs.step()
         yield from runs.finish()
-    except (CannotStack, UserError, torch.OutOfMemoryError):
+    except (CannotStack, *OURS, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
         # Alone, each run meets the same error or none; then it is reported as its own.
         raise CannotStack(first_line(error)) from error
 

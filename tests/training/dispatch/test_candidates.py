@@ -26,7 +26,7 @@ def specs_of(count=8, label="momo"):
 class Times(StepTimes):
     """Times as if they had been measured: ``stacked(k)`` seconds for a step of k runs."""
 
-    gradient, measured, stacked = 0.0, 0.0, staticmethod(lambda size: math.inf)
+    gradient, operations, measured, stacked = 0.0, 1000, 0.0, staticmethod(lambda size: math.inf)
 
     @property
     def alone(self):
@@ -97,6 +97,13 @@ def test_the_stack_that_measures_best_is_taken(chosen, stacked, expected):
             assert best.seconds == pytest.approx(0.010 * 64 * 1000)
 
 
+def test_no_stack_is_timed_where_steps_are_long_for_their_operations(chosen, monkeypatch):
+    """Stacks save launches; a step of 10 ms with 10 operations hardly has any."""
+    monkeypatch.setattr(Times, "operations", 10)
+    best, lines = chosen(specs_of(64), Resources([CPU]), 1e-2, stacked=lambda size: pytest.fail("timed a stack"))
+    assert (best.together, best.processes) == (1, 4) and lines[0].startswith("Runs are trained one after another")
+
+
 SLOW = """
 import time, torch
 def build(seed):
@@ -114,6 +121,7 @@ def test_a_step_is_timed_by_what_it_takes(folder, monkeypatch, read_every):
     monkeypatch.setattr(record, "reading_interval", lambda device: read_every)
     (folder / "slow.py").write_text(SLOW)
     times = StepTimes(find_task("slow.py").build(0, CPU), specs_of(3), Settings(), CPU)
+    assert times.operations == 6  # a linear layer with its two parameters and weight's transpose, square, mean
     for seconds in (times.gradient, times.alone, 3 * times.stack(3)):
         assert 0.02 <= seconds < 0.2
     assert times.stack(3, limit=0.03) is None

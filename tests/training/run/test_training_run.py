@@ -11,6 +11,7 @@ import torch
 
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.task import find_task
+from momo_cli.training.probe import Probe
 from momo_cli.training.run.training_run import train_run
 
 CPU = torch.device("cpu")
@@ -245,3 +246,48 @@ def test_bf16_runs_and_keeps_float32_parameters(source):
         and run.objective == pytest.approx(exact.objective, rel=0.1)
         and run.objective != exact.objective
     )
+
+
+STATEFUL = """
+import numpy, torch
+
+builds = []
+
+class Drawing(torch.utils.data.Dataset):
+    def __init__(self, seed):
+        self.generator = numpy.random.default_rng(seed)
+    def __len__(self):
+        return 32
+    def __getitem__(self, i):
+        return torch.from_numpy(self.generator.normal(size=3)).float()
+
+def build(seed):
+    builds.append(seed)
+    train = torch.utils.data.DataLoader(Drawing(seed), batch_size=8, shuffle=True)
+    return torch.nn.Linear(3, 1), lambda model, batch: (model(batch) - 1).square().mean(), train
+"""
+
+
+def test_measuring_before_the_first_step_changes_no_run(folder):
+    """Nor does it where ℓ0 is known from another run of the seed, or where the task was built before and waits."""
+    (folder / "stateful.py").write_text(STATEFUL)
+    source = find_task("stateful.py")
+    specs = [RunSpec(OptimizerSpec.parse(label), 0.01, 0) for label in ("sgd", "sgd(momentum=0)")]
+    initials: dict = {}
+    probe = Probe(source, 0, CPU)
+    torch.manual_seed(5)  # something is done meanwhile
+    curves = [train_run(built, spec, Settings(steps=20), CPU, None, initials).curve
+              for built, spec in zip((source, probe, probe), (*specs, specs[0]))]  # fmt: skip
+    assert curves[0] == curves[1] == curves[2] and len(initials) == 1
+    namespace: dict = {}
+    exec(STATEFUL, namespace)
+    torch.manual_seed(0)
+    model, loss_of, train = namespace["build"](0)
+    losses = []
+    for _ in range(5):
+        for batch in train:
+            loss = loss_of(model, batch)
+            losses.append(loss.item())
+            for parameter, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters()))):
+                parameter.data -= 0.01 * gradient
+    assert [loss for _, loss in curves[0]] == pytest.approx(losses, rel=1e-4)
