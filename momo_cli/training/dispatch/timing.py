@@ -69,7 +69,7 @@ class StepTimes:
     def operations(self) -> int:
         """Operations of a forward pass that the backward pass goes through."""
         with precision(self._settings, self.device):
-            loss = scalar_loss(self.task, self.task.model, move(next(iter(self.task.train)), self.device))
+            loss = training_loss(self.task, self.task.model, move(next(iter(self.task.train)), self.device))
         seen: set[Any] = set()
         waiting = [loss.grad_fn]
         while waiting:
