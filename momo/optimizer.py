@@ -164,6 +164,11 @@ class TruncatedModelOptimizer(Optimizer):
                 )
             return loss, loss_value(loss, name)
         if not self._recorded:
+            if any(hasattr(p, "_in_backward_optimizers") for group in self.param_groups for p in group["params"]):
+                raise RuntimeError(
+                    f"{name} can't be an optimizer_in_backward, one for each parameter: a step needs sums over all "
+                    "parameters of the model. Make one optimizer for all, and step it after backward()."
+                )
             why = ""
             if self._recorded.dropped_by_zero_grad:
                 why = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def user_frames(error: BaseException) -> str:
         file = frame.filename
         in_torch = "/site-packages/torch/" in file.replace("\\", "/")
         ours = file.startswith(_OURS) and "builtin" not in file
-        if not (in_torch or ours or file.startswith("<frozen")):
+        importing = file.startswith("<frozen") or file == importlib.__file__
+        if not (in_torch or ours or importing):
             kept.append(frame)
     head = ["Traceback (your code):\n"] if kept else []
     tail = traceback.format_exception_only(type(error), error)

@@ -77,7 +77,7 @@ def lower_bound_advice(runs: Sequence[Run], optimizer: str) -> str:
     if lowest is not None and lowest < 0:
         fixed = optimizer.replace("-star", "")
         seen = (
-            f"The training loss goes below 0 (to {numbers.number(lowest)}), but {optimizer} takes 0 for its lower bound"
+            f"The training loss went below 0 (to {numbers.number(lowest)}), but {optimizer} takes 0 for its lower bound"
         )
         if all(is_momo(run.optimizer) for run in runs):
             return (

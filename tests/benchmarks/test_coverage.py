@@ -55,7 +55,7 @@ def test_intervals_from_three_seeds_hold_the_truth(task, folder, capsys):
     draw = random.Random(0)
     for _ in range(SUBSETS):
         seeds = draw.sample(range(SEEDS), SIZE)
-        for name, figure in named(figures.analyze([run for run in runs if run.seed in seeds])):
+        for name, figure in named(figures.analyze([one for one in runs if one.seed in seeds])):
             assert figure.low is not None
             held[name] += figure.low <= truth[name] and (figure.high is None or truth[name] <= figure.high)
     with capsys.disabled():
