@@ -1,13 +1,14 @@
 """The time of a step, against torch's own optimizers: ``python -m momo.bench``.
 
-All optimizers step in turn on the same tensors in one process, so that what disturbs one disturbs all; the ratios are of
-the medians. On the CPU, our optimizers are there twice: with the compiled passes and with passes of torch's operations. On
-a GPU it also checks that a step never waits for the device and that it can be captured in a CUDA graph.
+All optimizers step in turn on the same tensors in one process, so that what disturbs one disturbs all; the ratios are
+of the medians. On the CPU, our optimizers are there twice: with the compiled passes and with passes of torch's
+operations. On a GPU it also checks that a step never waits for the device and that it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import statistics
 import sys
@@ -64,7 +65,7 @@ GPU_SHAPES = {"ResNet-50": resnet50, "GPT 124M": gpt124m}
 
 def parameters(shapes: list[tuple[int, ...]], device: str) -> list[Tensor]:
     """Parameters with gradients."""
-    params = [torch.nn.Parameter(torch.randn(shape, device=device)) for shape in shapes]
+    params: list[Tensor] = [torch.nn.Parameter(torch.randn(shape, device=device)) for shape in shapes]
     for p in params:
         p.grad = 0.01 * torch.randn_like(p)
     return params
@@ -88,7 +89,7 @@ def reference_package(path: str | None) -> Any:
 def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
     """What is timed: a name, the family it belongs to, and a step. The first of a family is what it is compared to."""
     loss = torch.ones((), device=device)
-    sgd = dict(lr=1e-6, momentum=0.9, dampening=0.9)
+    sgd: dict[str, Any] = dict(lr=1e-6, momentum=0.9, dampening=0.9)
     found: dict[str, tuple[str, Callable[[], Any]]] = {
         "SGD fused": ("Momo", torch.optim.SGD(params, fused=True, **sgd).step),
         "SGD foreach": ("Momo", torch.optim.SGD(params, foreach=True, **sgd).step),
@@ -96,14 +97,16 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
         "Adam foreach": ("MomoAdam", torch.optim.Adam(params, lr=1e-6, foreach=True).step),
     }
     for name in STREAMS:
-        optimizer = getattr(sys.modules["momo"], name)(params, lr=1e-6)
-        found[name] = name, lambda o=optimizer: o.step(loss=loss)
+        ours = getattr(sys.modules["momo"], name)
+        found[name] = name, functools.partial(ours(params, lr=1e-6).step, loss=loss)
         if device == "cpu" and why_not(torch.device(device), torch.float32) is None:
-            plain = getattr(sys.modules["momo"], name)(params, lr=1e-6, fused=False)
-            found[f"{name} (torch passes)"] = name, lambda o=plain: o.step(loss=loss)
+            found[f"{name} (torch passes)"] = (
+                name,
+                functools.partial(ours(params, lr=1e-6, fused=False).step, loss=loss),
+            )
         if reference is not None:
-            optimizer = getattr(reference, name)(params, lr=1e-6)
-            found[f"{name} (reference)"] = name, lambda o=optimizer: o.step(loss=loss)
+            theirs = getattr(reference, name)(params, lr=1e-6)
+            found[f"{name} (reference)"] = name, functools.partial(theirs.step, loss=loss)
     return found
 
 
@@ -154,8 +157,9 @@ def compare(
 
 def check_gpu() -> None:
     """No step waits for the device, and a captured step gives the same iterates."""
+    cases: tuple[dict[str, Any], ...] = ({}, {"weight_decay": 0.1, "use_fstar": True})
     for cls in (Momo, MomoAdam):
-        for options in ({}, {"weight_decay": 0.1, "use_fstar": True}):
+        for options in cases:
             torch.manual_seed(0)
             shapes = [(300, 500), (500,), (7, 3), ()]
             plain = [torch.randn(s, device="cuda", requires_grad=True) for s in shapes]
@@ -163,12 +167,12 @@ def check_gpu() -> None:
             optimizers = [cls(p, lr=1e-2, **options) for p in (plain, graphed)]
 
             def train(params: list[Tensor], optimizer: Any) -> None:
-                loss = sum(p.square().sum() for p in params)
+                loss = torch.stack([p.square().sum() for p in params]).sum()
                 optimizer.zero_grad(set_to_none=False)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step(loss=loss)
 
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             with torch.cuda.stream(stream):
                 for _ in range(3):
                     train(plain, optimizers[0])

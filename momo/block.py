@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from momo import passes
-from momo.directions import Direction
+from momo.directions import Elementwise
 from momo.method import Scalar, average, weight_of_new
 from momo.passes.members import Members, Scratch, on_host, scalar_device
 from momo.sharding import local_gradient
@@ -28,8 +28,8 @@ def bring(value: Scalar, device: torch.device) -> Scalar:
 class Block:
     """Parameters of one group with one device, dtype and number of shards.
 
-    Each may have had another number of gradients, so what belongs to each of them is in vectors with an element for each
-    parameter, and the state holds views of these.
+    Each may have had another number of gradients, so what belongs to each of them is in vectors with an element for
+    each parameter, and the state holds views of these.
 
     Args:
         group: their parameter group.
@@ -61,7 +61,7 @@ class Block:
         self._steps, self._rho, self._gamma = (self._one_tensor(name) for name in SCALARS)
         # On the CPU, parameters that have had the same gradients are computed with numbers rather than vectors.
         self._alike = on_host(self.device) and all(bool((v == v[0]).all()) for v in (self._steps, self._rho))
-        self._direction: Direction
+        self._direction: Elementwise
         self._present: list[bool] | None = None
         self._mask: Scalar = 1.0
         self._weight: Scalar = 1.0

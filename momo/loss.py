@@ -78,7 +78,7 @@ class RecordedLosses:
             self.drop()
         if self._values and reduction != self._reduction:
             raise ValueError(
-                f'losses of one step were recorded with reduction="{self._reduction}" and reduction="{reduction}": use one.'
+                f'losses of one step were recorded with reduction="{self._reduction}" and "{reduction}": use one.'
             )
         self._values.append(value)
         self._reduction = reduction
@@ -130,11 +130,15 @@ class GradientVersions:
 
     def new(self, grads: Iterable[Tensor | None]) -> bool:
         """Whether a backward pass has come since the last ``zero_grad()`` or step with a recorded loss."""
-        return any(g is not None and self._spent.get(g) != g._version for g in grads)
+        return any(g is not None and self._version(self._spent, g) != g._version for g in grads)
+
+    @staticmethod
+    def _version(known: WeakTensorKeyDictionary, g: Tensor) -> Any:
+        return known.get(g)  # type: ignore[no-untyped-call]
 
     def not_zeroed(self, grads: Iterable[Tensor | None]) -> list[tuple[Tensor, int]]:
         """The gradients that the last ``zero_grad()`` has not made zero, each with its version."""
-        return [(g, g._version) for g in grads if g is not None and self._zeroed.get(g) != g._version]
+        return [(g, g._version) for g in grads if g is not None and self._version(self._zeroed, g) != g._version]
 
 
 def warn_if_not_finite(loss: Scalar, optimizer: str) -> bool:

@@ -123,14 +123,15 @@ def truncated_step(
         t = \mathrm{clip}\left(\frac{\bar f - \gamma - \rho f_* + \sum_i \langle d_i, x_i\rangle/c_i}
         {\sum_i \mathrm{cap}_i \langle d_i, u_i\rangle/c_i},\; 0,\; 1\right).
 
-    For one group, :math:`t\,\mathrm{cap} = \min(\alpha/\rho, \zeta)` as in Lemma 3.1 of the paper. Where the denominator
-    is zero (no gradient, or a learning rate of zero) the multiplier is zero. Sums that aren't finite make the multiplier
-    NaN, as they do in any optimizer. A loss that isn't finite is replaced by the average of the losses so far, so that
-    one such loss doesn't disable the method; the first one is taken as it is.
+    For one group, :math:`t\,\mathrm{cap} = \min(\alpha/\rho, \zeta)` as in Lemma 3.1 of the paper. Where the
+    denominator is zero (no gradient, or a learning rate of zero) the multiplier is zero. Sums that aren't finite make
+    the multiplier NaN, as they do in any optimizer. A loss that isn't finite is replaced by the average of the losses
+    so far, so that one such loss doesn't disable the method; the first one is taken as it is.
 
     Args:
         memory: from the last step; ``rho`` is zero at the first.
-        sums: of this step. All are from averages that have this step's gradient in them, but ``loss`` is this step's own.
+        sums: of this step. All are from averages that have this step's gradient in them, but ``loss`` is this step's
+            own.
         beta: the momentum.
         from_zero: whether the averages start from zero, rather than from their first values.
         lb: the lower bound that the user gave; with ``use_fstar``, the estimate never falls below it.
@@ -139,8 +140,8 @@ def truncated_step(
     Returns:
         A :class:`Step`.
 
-    One gradient of one at the parameter 2, and the loss 2: the model is exact, and the step to its minimum would be 2. The
-    learning rate allows 0.5 in the first of three runs.
+    One gradient of one at the parameter 2, and the loss 2: the model is exact, and the step to its minimum would be 2.
+    The learning rate allows 0.5 in the first of three runs.
 
     >>> start = Memory(average=0.0, rho=0.0, lower_bound=0.0)
     >>> one = Sums(loss=2.0, gamma=2.0, dx=2.0, decayed_dx=2.0, descent=0.5, decayed_descent=0.5)

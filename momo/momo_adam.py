@@ -27,21 +27,23 @@ class MomoAdam(TruncatedModelOptimizer):
         {\langle d_k, D_k^{-1} d_k\rangle}\Big\} \\
         x_{k+1} &= (x_k - \tau_k D_k^{-1} d_k) / (1 + \alpha\lambda)
 
-    With ``divide=False`` the last line is :math:`(1 - \alpha\lambda) x_k - \tau_k D_k^{-1} d_k`, the decay of AdamW. With
-    ``lb=-float("inf")`` this is ``torch.optim.Adam`` (``AdamW`` with ``divide=False``).
+    With ``divide=False`` the last line is :math:`(1 - \alpha\lambda) x_k - \tau_k D_k^{-1} d_k`, the decay of AdamW.
+    With ``lb=-float("inf")`` this is ``torch.optim.Adam`` (``AdamW`` with ``divide=False``).
 
-    How the loss is passed, parameter groups, and parameters without a gradient are as in :class:`momo.Momo`. A parameter
-    whose first gradient comes late counts its own steps, as in ``torch.optim.Adam``: for its :math:`v` and for its cap.
+    How the loss is passed, parameter groups, and parameters without a gradient are as in :class:`momo.Momo`. A
+    parameter whose first gradient comes late counts its own steps, as in ``torch.optim.Adam``: for its :math:`v` and
+    for its cap.
 
     Args:
         params: parameters, named parameters, or parameter groups, as for any optimizer in torch.
         lr: the learning rate :math:`\alpha`, a number or a tensor with one element. The paper advises 1e-2.
-        betas: :math:`\beta_1` and :math:`\beta_2`, each from 0 to below 1. The first one must be the same in all groups.
-        eps: :math:`\epsilon`, for numerical stability. With float16 parameters the squares of small gradients vanish, as in
-            ``torch.optim.Adam``: take 1e-4 or more.
+        betas: :math:`\beta_1` and :math:`\beta_2`, each from 0 to below 1. The first one must be the same in all
+            groups.
+        eps: :math:`\epsilon`, for numerical stability. With float16 parameters the squares of small gradients vanish,
+            as in ``torch.optim.Adam``: take 1e-4 or more.
         weight_decay: :math:`\lambda`, decoupled from the gradient as in AdamW.
-        lb: a lower bound of the loss. Zero is right for most losses. Set it when you know more: the loss at the end of a
-            similar training, or something negative if the loss can be negative.
+        lb: a lower bound of the loss. Zero is right for most losses. Set it when you know more: the loss at the end of
+            a similar training, or something negative if the loss can be negative.
         divide: whether the decay is proximal (a division), or as in AdamW. They differ little.
         use_fstar: estimate the lower bound during training, never below ``lb``. For when the smallest loss is far above
             zero and not known, as with label smoothing, or in language models.
@@ -62,8 +64,8 @@ class MomoAdam(TruncatedModelOptimizer):
         ...     return loss
         >>> loss = optimizer.step(closure)
 
-    Reference: Fabian Schaipp, Ruben Ohana, Michael Eickenberg, Aaron Defazio, Robert M. Gower: *MoMo: Momentum Models for
-    Adaptive Learning Rates*. ICML 2024. https://arxiv.org/abs/2305.07583 (Lemma 3.2; Section 4 for ``use_fstar``)
+    Reference: Fabian Schaipp, Ruben Ohana, Michael Eickenberg, Aaron Defazio, Robert M. Gower: *MoMo: Momentum Models
+    for Adaptive Learning Rates*. ICML 2024. https://arxiv.org/abs/2305.07583 (Lemma 3.2; Section 4 for ``use_fstar``)
     """
 
     direction = Adam

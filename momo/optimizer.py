@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from momo.sharding import shards
 # What belongs to the loss, and stands in the state of each parameter: tools save and load the state by parameter.
 _OF_THE_LOSS = ("loss_average", "loss_rho", "lower_bound", "loss_step")
 _NOT_GIVEN: Any = object()
+_layout = operator.attrgetter("layout")
 _ACCUMULATED = (
     "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it "
     "returned isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
@@ -65,7 +67,7 @@ class TruncatedModelOptimizer(Optimizer):
         super()._patch_step_function()
         cls = type(self)
         if not getattr(cls.step, "whole", False):
-            step = torch._disable_dynamo(cls.step)
+            step: Any = torch._disable_dynamo(cls.step)  # type: ignore[attr-defined]
             step.hooked = step.whole = True
             cls.step = step  # type: ignore[method-assign]
 
@@ -162,6 +164,11 @@ class TruncatedModelOptimizer(Optimizer):
                 )
             return loss, loss_value(loss, name)
         if not self._recorded:
+            if any(hasattr(p, "_in_backward_optimizers") for group in self.param_groups for p in group["params"]):
+                raise RuntimeError(
+                    f"{name} can't be an optimizer_in_backward, one for each parameter: a step needs sums over all "
+                    "parameters of the model. Make one optimizer for all, and step it after backward()."
+                )
             why = ""
             if self._recorded.dropped_by_zero_grad:
                 why = (
@@ -211,7 +218,7 @@ class TruncatedModelOptimizer(Optimizer):
 
     def _advance(self, loss: Scalar) -> None:
         grads = self._gradients()
-        if {g.layout for g in grads if g is not None} - {torch.strided}:
+        if set(map(_layout, [g for g in grads if g is not None])) - {torch.strided}:
             raise RuntimeError(
                 f"{type(self).__name__} doesn't support sparse gradients: use dense ones (sparse=False), or "
                 "torch.optim.SparseAdam for these parameters."
@@ -293,8 +300,8 @@ class TruncatedModelOptimizer(Optimizer):
             learning rate allows (:math:`\alpha/\rho`); the step size is the smaller one of the two. ``capped``, whether
             that was the learning rate's; ``loss_average``; ``lower_bound``, which changes with ``use_fstar``.
 
-        The share of capped steps tells most about a run. Near one, the method is SGD with momentum (or Adam) and a larger
-        learning rate may help; near zero, the learning rate no longer matters.
+        The share of capped steps tells most about a run. Near one, the method is SGD with momentum (or Adam) and a
+        larger learning rate may help; near zero, the learning rate no longer matters.
 
         Raises:
             RuntimeError: before the first step.
@@ -387,7 +394,7 @@ class TruncatedModelOptimizer(Optimizer):
     def _prepared(self, grads: list[Tensor | None]) -> list[Block]:
         """The blocks of all parameters that have ever had a gradient."""
         if self._blocks is not None and self._blocks_state is self.state and len(self.state) == len(self._known):
-            if all(i in self._known for i, g in enumerate(grads) if g is not None):
+            if len(self._known) == len(grads) or all(i in self._known for i, g in enumerate(grads) if g is not None):
                 return self._blocks
         elif self._blocks is not None:
             self._memory = None  # the state is another one
@@ -426,7 +433,7 @@ class TruncatedModelOptimizer(Optimizer):
             self._state_of(p)
         return True
 
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` gave, and go on as if training had never stopped.
 
@@ -448,8 +455,8 @@ class TruncatedModelOptimizer(Optimizer):
                 missing = [n for n in needed if n not in state]
                 if missing:
                     raise ValueError(
-                        f"this isn't the state of a {name}: it has no {', '.join(missing)}. (The state of momo-opt 0.1.0 "
-                        "can't be continued: it lacks the average of the losses and the lower bound.)"
+                        f"this isn't the state of a {name}: it has no {', '.join(missing)}. (The state of momo-opt "
+                        "0.1.0 can't be continued: it lacks the average of the losses and the lower bound.)"
                     )
 
         def restore(_: Optimizer) -> None:

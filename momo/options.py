@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,9 +14,9 @@ SHARED = ("lb", "use_fstar", "bias_correction")  # options that belong to the lo
 
 
 class Options(dict[str, Any]):
-    """A parameter group in which ``momentum`` is another name of ``beta``: schedulers that cycle the momentum write that."""
+    """A parameter group in which ``momentum`` is another name of ``beta``: schedulers that cycle it write that."""
 
-    _TWINS = {"beta": "momentum", "momentum": "beta"}
+    _TWINS: ClassVar[dict[str, str]] = {"beta": "momentum", "momentum": "beta"}
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)

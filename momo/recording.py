@@ -11,7 +11,8 @@ def record_loss(optimizer: Any, loss: Tensor | float, reduction: str = "mean") -
     """Record the loss for the optimizer's next step, also where a framework has wrapped it.
 
     Args:
-        optimizer: one of this package, or what wraps it and has it as its ``.optimizer`` (Accelerate's and Lightning's do).
+        optimizer: one of this package, or what wraps it and has it as its ``.optimizer`` (Accelerate's and Lightning's
+            do).
         loss: the loss whose gradient is in ``.grad``, or will be when the step comes: see
             :meth:`momo.Momo.record_loss`.
         reduction: ``"mean"`` for the losses of micro-batches, ``"sum"`` for parts that were divided already.

@@ -1,7 +1,7 @@
 """The one seam between ranks: the local sums of a step become global ones.
 
-Without ranks that is the identity. With them it is one all-reduce of a few numbers, after which every rank computes the same
-step from the same numbers, so that ranks which hold the same parameters keep holding the same, to the bit.
+Without ranks that is the identity. With them it is one all-reduce of a few numbers, after which every rank computes the
+same step from the same numbers, so that ranks which hold the same parameters keep holding the same, to the bit.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Reduction:
             ranks = set(dist.get_process_group_ranks(group)) if group is not None else {0}
             if size % shards or not all(ranks.issuperset(mesh_ranks(p)) for p in params):
                 raise ValueError(
-                    f"{self._name}'s parameters are in {shards} parts on ranks that aren't all in its process group, so "
-                    "sums over them can't be made. Leave process_group=None."
+                    f"{self._name}'s parameters are in {shards} parts on ranks that aren't all in its process group, "
+                    "so sums over them can't be made. Leave process_group=None."
                 )
         return shards / size
 
@@ -82,8 +82,8 @@ class Reduction:
         differ = bool((sizes != sizes[0]).any()) or bool(((values - values[0]).abs() > _SAME * values[0].abs()).any())
         if differ:
             raise RuntimeError(
-                f"{self._name}: the ranks of the process group hold different parameters or gradients, so there is no one "
-                "step for them. It works with DistributedDataParallel, fully_shard and tensor parallel DTensors. "
-                "ZeroRedundancyOptimizer, DeepSpeed ZeRO, FSDP1 and pipeline stages give each rank other parameters, which "
-                "isn't supported; if each rank trains a model of its own, pass process_group=False."
+                f"{self._name}: the ranks of the process group hold different parameters or gradients, so there is no "
+                "one step for them. It works with DistributedDataParallel, fully_shard and tensor parallel DTensors. "
+                "ZeroRedundancyOptimizer, DeepSpeed ZeRO, FSDP1 and pipeline stages give each rank other parameters, "
+                "which isn't supported; if each rank trains a model of its own, pass process_group=False."
             )

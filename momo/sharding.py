@@ -34,12 +34,14 @@ def like(p: Tensor, part: Tensor) -> Tensor:
 
 
 def local_gradient(p: Tensor, g: Tensor) -> Tensor:
-    """This rank's part of the gradient of its part of ``p``: brought to ``p``'s placements, with partial sums summed."""
+    """This rank's part of the gradient of its part of ``p``: brought to ``p``'s placements, with partial sums
+    summed."""
     if is_distributed(p) and is_distributed(g):
         return local(g if g.placements == p.placements else g.redistribute(p.device_mesh, p.placements))
     if is_distributed(p) or is_distributed(g):
         raise RuntimeError(
-            "of a parameter and its gradient, one is a DTensor and the other isn't. Distribute the model before backward()."
+            "of a parameter and its gradient, one is a DTensor and the other isn't. Distribute the model before "
+            "backward()."
         )
     return g
 

@@ -123,7 +123,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stack", action="store_true", help="time stacks of K runs")
     parser.add_argument("--scripts", nargs="*", metavar="NAME", help="time short runs of these tasks, or of all four")
+    parser.add_argument("--commands", action="store_true", help="time momo's own cost of a run that is a command")
     given, options = parser.parse_known_args()
+    if given.commands:
+        from momo_cli.bench_commands import commands_table
+
+        commands_table(given.rounds)
+        return
     if given.scripts is not None:
         scripts_table(timed, given.rounds, given.scripts, options)
         return

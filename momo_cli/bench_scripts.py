@@ -2,8 +2,8 @@
 
 Four kinds of task on random data, each 2 optimizers × 3 LRs × 3 seeds of a second or two. The script trains these 18
 runs one after another and evaluates each at its end; ``momo sweep`` trains the same, as it chooses to, and measures ℓ0,
-stores the runs and makes the figures. Both are whole commands, from starting Python; they take turns, and the least time
-of each counts. Wanted are ratios of at most 1.05 for each task and 0.8 on the mean.
+stores the runs and makes the figures. Both are whole commands, from starting Python; they take turns, and the least
+time of each counts. Wanted are ratios of at most 1.05 for each task and 0.8 on the mean.
 """
 
 from __future__ import annotations

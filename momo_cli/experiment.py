@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
-from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.store import Store, StoredRuns, study_key
@@ -21,7 +21,7 @@ _LOOK = 1.0  # seconds between looks at runs that others hold
 
 if TYPE_CHECKING:
     from momo_cli.training.dispatch.candidates import Resources
-    from momo_cli.training.dispatch.executor import Executor
+    from momo_cli.training.dispatch.executor import Trains
     from momo_cli.training.probe import Probe
     from momo_cli.training.run.record import Watch
 
@@ -48,6 +48,25 @@ class Display(Protocol):
         """A line the user should know of."""
 
 
+class Source(Protocol):
+    """What is trained: a task's function or a command."""
+
+    @property
+    def name(self) -> str:
+        """Its name in tables and in the store."""
+
+    @property
+    def file(self) -> Path:
+        """The file that says what it is."""
+
+    @property
+    def arguments(self) -> tuple[tuple[str, Any], ...]:
+        """The user's ``--set key=value``."""
+
+    def fingerprint(self) -> str:
+        """A digest of its code: another one means other results."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """A task, and how its runs are trained and kept.
@@ -62,9 +81,10 @@ class Experiment:
         together: ``--together``: how many runs to train at once, 1 being ``off``; ``auto`` measures.
         jobs: ``--jobs``, or None.
         search: How an Optuna study samples its runs, which then are a study of their own; None for grids.
+        tuned_have_defaults: Whether arguments that ``--tune`` varies may be left out.
     """
 
-    source: TaskSource
+    source: Source
     settings: Settings
     store: Store
     device: str = "auto"
@@ -73,6 +93,7 @@ class Experiment:
     together: int | Literal["auto"] = "auto"
     jobs: int | None = None
     search: dict[str, Any] | None = None
+    tuned_have_defaults: ClassVar[bool] = True
 
     def stored(self) -> StoredRuns:
         """The stored runs of this task and settings."""
@@ -84,6 +105,45 @@ class Experiment:
         return study_key(
             source.name, source.fingerprint(), dict(source.arguments), self.settings.key(), search=self.search
         )
+
+    def trainer(
+        self, specs: list[RunSpec], objective: str, watch: Watch, display: Display, batch: int | None
+    ) -> tuple[str, contextlib.AbstractContextManager[Trains]]:
+        """Find what is wrong before anything is trained, and make what trains the runs.
+
+        Args:
+            specs: The runs to begin with.
+            objective: The objective's name, where stored runs know it.
+            watch: Told of each run's progress; True stops that run as pruned.
+            display: What the user sees.
+            batch: As for :class:`Session`.
+
+        Returns:
+            The objective's name, empty where only the first run tells it, and the trainer.
+
+        Raises:
+            UserError: The task, an optimizer or a device is wrong.
+        """
+        display.doing("loading torch")
+        from momo_cli.training.dispatch.executor import Executor
+
+        assert isinstance(self.source, TaskSource)
+        resources = self._resources()
+        display.doing("building the task")
+        name, probe, untrained = self._check(self.source, specs, resources.devices[0])
+        if untrained:
+            display.said(untrained)
+        display.doing("timing a few steps and measuring where training begins")
+        return name, Executor(self.source, self.settings, resources, watch, display.said, probe, batch)
+
+    def check_optimizers(self, specs: list[RunSpec]) -> None:
+        """Find a wrong optimizer, or wrong arguments of it, before any run.
+
+        Raises:
+            UserError: An optimizer can't be built.
+        """
+        for optimizer, spec in {spec.optimizer: spec for spec in specs}.items():
+            optimizer.check(spec.lr, dict(spec.params))
 
     def collect(self, specs: list[RunSpec], display: Display) -> Collected:
         """Every run of ``specs``: reused where it is stored, else trained and stored.
@@ -102,16 +162,14 @@ class Experiment:
 
         return Resources(parse_devices(self.device), self.together, self.jobs)
 
-    def _check(self, specs: list[RunSpec], device: Any) -> tuple[str, Probe, str]:
+    def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Probe, str]:
         """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
         from momo_cli.training.evaluation import check_metric, objective_name
         from momo_cli.training.probe import Probe
         from momo_cli.training.untrained import untrained_line, untrained_tensors
 
-        optimizers: dict[OptimizerSpec, RunSpec] = {spec.optimizer: spec for spec in specs}
-        for optimizer, spec in optimizers.items():
-            optimizer.check(spec.lr, dict(spec.params))
-        probe = Probe(self.source, specs[0].seed, device)
+        self.check_optimizers(specs)
+        probe = Probe(source, specs[0].seed, device)
         assert probe.task is not None
         name = objective_name(probe.task, self.settings)
         check_metric(probe.task, name, device)
@@ -162,7 +220,7 @@ class Session:
         for line in experiment._changed_source(self.stored, bool(self.found)):
             display.said(line)
         self._watch = watch
-        self._executor: Executor | None = None
+        self._trainer: Trains | None = None
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -181,21 +239,22 @@ class Session:
         missing = [spec for spec in specs if spec.key not in self.found]
         self.reused += len(specs) - len(missing)
         if missing:
-            if self._executor is None:
-                self._executor = self._start(missing)
-            self.stored.start(list(dict.fromkeys(spec.optimizer.label for spec in specs)), self.objective)
+            if self._trainer is None:
+                self._trainer = self._start(missing)
+            self.stored.start(_labels(specs), self.objective)
             self.stored.open(missing)
             self.display.started(missing, len(specs) - len(missing))
-            if self._executor.chosen is None:
-                self.display.doing("timing a few steps and measuring where training begins")
-            self._do(missing, self._executor)
+            self._do(missing, self._trainer)
         return [self.found[spec.key] for spec in specs if spec.key in self.found]
 
-    def _do(self, specs: list[RunSpec], executor: Executor) -> None:
+    def _do(self, specs: list[RunSpec], trainer: Trains) -> None:
         """Train those of ``specs`` that no other process takes, and wait for the others."""
         left, free, said = {spec.key: spec for spec in specs}, specs, False
         while True:
-            for spec, run in executor.train(free, self.stored.claim):
+            for spec, run in trainer.train(free, self.stored.claim):
+                if not self.objective and run.status == "ok":
+                    self.objective = "train_loss" if run.val_loss is None else "val_loss"
+                    self.stored.start(_labels(specs), self.objective)
                 self.stored.add(run)
                 self._ended(left.pop(spec.key), run)
             if not left:
@@ -221,7 +280,7 @@ class Session:
         self.found[spec.key] = run
         self.display.finished(spec, run)
 
-    def _start(self, specs: list[RunSpec]) -> Executor:
+    def _start(self, specs: list[RunSpec]) -> Trains:
         experiment = self.experiment
         if not experiment.store.has_heartbeats:
             self.display.said(
@@ -231,22 +290,16 @@ class Session:
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
-            self.display.doing("loading torch")
-        from momo_cli.training.dispatch.executor import Executor
-
-        resources = experiment._resources()
-        self.display.doing("building the task")
-        self.objective, probe, untrained = experiment._check(specs, resources.devices[0])
-        if untrained:
-            self.display.said(untrained)
-        executor = Executor(
-            experiment.source, experiment.settings, resources, self._advanced, self.display.said, probe, self._batch
-        )
-        return self._open.enter_context(executor)
+        self.objective, trainer = experiment.trainer(specs, self.objective, self._advanced, self.display, self._batch)
+        return self._open.enter_context(trainer)
 
     def _advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> bool:
         self.display.advanced(spec, step, steps, loss)
         return self._watch is not None and self._watch(spec, step, steps, loss)
+
+
+def _labels(specs: list[RunSpec]) -> list[str]:
+    return list(dict.fromkeys(spec.optimizer.label for spec in specs))
 
 
 def _warn(line: str) -> None:

@@ -189,7 +189,7 @@ class _OptimizerSearch:
             for point in _grid(self._low_high, self.asked.trials):
                 if point not in [params for params, _ in known]:
                     study.enqueue_trial(point)
-        alone = self._lr_alone(known)[:left]
+        alone = self._lr_alone(known)[:left] if session.experiment.tuned_have_defaults else []
         if alone:
             self._train(study, session, watcher, [(params, None) for params in alone])
             left -= len(alone)

@@ -13,13 +13,13 @@ from momo_cli.plan.optimizers import is_momo
 from momo_cli.report import Report
 from momo_cli.runs import Run
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def only_torch_passes(patch) -> None:
     """Let optimizers made from now on use torch's operations, as where the compiled passes were not built."""
     patch.setattr("momo.passes.compiled.why_not", lambda device, dtype: "a test asked for torch's operations")
 
-
-ROOT = Path(__file__).resolve().parent.parent
 
 TASK = """
 import torch

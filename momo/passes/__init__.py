@@ -1,7 +1,8 @@
 """The passes over memory: from a model's many tensors to sums, and from a step size to moved parameters.
 
-A step needs the global sums before it may move a parameter, so it makes two passes. How they are made is a matter of speed
-alone: by torch's operations anywhere, or by compiled code where it is. Nothing of the size of the model is allocated.
+A step needs the global sums before it may move a parameter, so it makes two passes. How they are made is a matter of
+speed alone: by torch's operations anywhere, or by compiled code where it is. Nothing of the size of the model is
+allocated.
 """
 
 from __future__ import annotations

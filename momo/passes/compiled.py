@@ -1,8 +1,8 @@
 """The passes on the CPU in C: one call over all tensors where they are.
 
-A step on the CPU is limited by how often torch is called, not by what it computes: for each slice of memory there are some
-operations, and each wakes torch's threads. ``passes.c`` makes a pass in one call. It is built when the package is built;
-where there was no compiler, torch's operations do the same.
+A step on the CPU is limited by how often torch is called, not by what it computes: for each slice of memory there are
+some operations, and each wakes torch's threads. ``passes.c`` makes a pass in one call. It is built when the package is
+built; where there was no compiler, torch's operations do the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import struct
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @functools.cache
-def _functions(direction: str, dtype: torch.dtype) -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
+def _functions(direction: str, dtype: torch.dtype) -> tuple[Any, Any]:
     library = _library()
     assert isinstance(library, ctypes.CDLL)
     # Tables are bytes objects; ctypes passes where they are.
@@ -92,8 +93,8 @@ def _threads() -> tuple[int, int | None]:
 class CompiledPasses:
     """See :class:`momo.passes.Passes`.
 
-    The memory belongs to others, and may be replaced between steps, so every step asks the tensors anew. What doesn't fit
-    into a table (a gradient whose strides are not its parameter's, say) is left to torch's operations.
+    The memory belongs to others, and may be replaced between steps, so every step asks the tensors anew. What doesn't
+    fit into a table (a gradient whose strides are not its parameter's, say) is left to torch's operations.
     """
 
     def __init__(self, members: Members, scratch: Scratch) -> None:
@@ -116,11 +117,11 @@ class CompiledPasses:
                 if not _alike(buffer, p) and _is_dense(p):
                     members.replace(i, name, torch.empty_like(p, memory_format=torch.preserve_format).copy_(buffer))
 
-    def _are_regular(self, tensors: Sequence[Tensor]) -> bool:
+    def _are_regular(self, tensors: Sequence[Any]) -> bool:
         return (
-            all(map(Tensor.is_contiguous, tensors))
+            set(map(type, tensors)) <= _PLAIN
+            and all(map(Tensor.is_contiguous, tensors))
             and all(map(_on_cpu, tensors))
-            and set(map(type, tensors)) <= _PLAIN
             and set(map(_dtype, tensors)) == {self.members.dtype}
             and list(map(Tensor.numel, tensors)) == self._sizes
             and not any(tensors[i].is_neg() for i in self._single)
@@ -163,7 +164,7 @@ class CompiledPasses:
         if not same or self._tables != [self._pack(*map(Tensor.data_ptr, tensors)) for tensors in kept]:
             self._look(kept)
         sizes, odd = self._size_table, set(self._unlisted)
-        regular = self._regular and all(g is not None for g in grads) and self._are_regular(grads)  # type: ignore[arg-type]
+        regular = self._regular and self._are_regular(grads)
         addresses = list(map(Tensor.data_ptr, grads)) if regular else []  # type: ignore[arg-type]
         if not regular or 0 in addresses:
             addresses = [0 if g is None else _address(g) for g in grads]
@@ -186,15 +187,16 @@ class CompiledPasses:
     def move(self, direction: Elementwise, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:
         self._numbers[:, _STEP] = step
         self._numbers[:, _KEEP] = keep
-        listed = [k for k in range(len(self._sizes)) if k not in self._unlisted and (present is None or present[k])]
-        every = len(listed) == len(self._sizes)
-        sizes = self._size_table if every else self._without(set(range(len(self._sizes))).difference(listed))
+        left = (
+            self._unlisted if present is None else {k for k, there in enumerate(present) if not there} | self._unlisted
+        )
+        sizes = self._without(left) if left else self._size_table
         _, move = _functions(direction.name, self.members.dtype)
         if move(len(self._sizes), sizes, *self._four(), self._numbers.data_ptr(), *_threads()):
             raise MemoryError("there is no memory for a table of the parameters' chunks.")
         # What autograd has kept for a backward pass is no longer what it was.
         params = self.members.params()
-        _increment_versions(params if every else [params[k] for k in listed])
+        _increment_versions([p for k, p in enumerate(params) if k not in left] if left else params)
         for k in self._unlisted:
             if present is None or present[k]:
                 own_step = step[k : k + 1] if isinstance(step, Tensor) else step

@@ -44,8 +44,8 @@ def dot(a: Tensor, b: Tensor, double: Callable[[str, int], Tensor]) -> Tensor:
 def compensated_dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of single-precision tensors in about twice their precision, brought to the CPU as a double.
 
-    For devices without double precision. Ogita, Rump, Oishi, *Accurate sum and dot product*, 2005: products and sums are
-    made with their rounding errors, which are summed, too; here by halves rather than one after another.
+    For devices without double precision. Ogita, Rump, Oishi, *Accurate sum and dot product*, 2005: products and sums
+    are made with their rounding errors, which are summed, too; here by halves rather than one after another.
     """
     total = a * b
     (a1, a2), (b1, b2) = _halves(a), _halves(b)

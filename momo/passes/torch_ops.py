@@ -85,7 +85,8 @@ class _Piece:
 
 
 class _Gathered(_Piece):
-    """Small tensors that are copied into one slice. Their buffers live in flat tensors, the state holds views of them."""
+    """Small tensors that are copied into one slice. Their buffers live in flat tensors, the state holds views of
+    them."""
 
     def __init__(self, indices: list[int], members: Members, scratch: Scratch) -> None:
         super().__init__(indices, members, scratch)
@@ -117,7 +118,7 @@ class _Gathered(_Piece):
         return known
 
     def _make_views(self, flat: Tensor) -> list[Tensor]:
-        return [part.view(shape) for part, shape in zip(flat.split(self._sizes), self._shapes)]
+        return [part.view(shape) for part, shape in zip(torch.split(flat, self._sizes), self._shapes)]
 
     def _spread(self, per_parameter: Tensor) -> Tensor:
         """An element for each element of the parameters from one for each parameter."""
@@ -156,7 +157,7 @@ class _Gathered(_Piece):
         self._subtract(x, u, self._spread(step) if isinstance(step, Tensor) else step, keep)
         moved = [(params[i], view) for i, view in zip(self.indices, self._views(x)) if present is None or present[i]]
         if moved:
-            torch._foreach_copy_(*map(list, zip(*moved)))
+            torch._foreach_copy_([p for p, _ in moved], [view for _, view in moved])
 
 
 class _Whole(_Piece):
@@ -223,7 +224,8 @@ def _check_shape(t: Tensor, shape: torch.Size) -> None:
 
 
 def _with_memory(g: Tensor) -> Tensor:
-    """The gradient as operations that write in place take it: autograd also knows zeros without memory, and lazy signs."""
+    """The gradient as operations that write in place take it: autograd also knows zeros without memory, and lazy
+    signs."""
     return g.clone() if g._is_zerotensor() else g.resolve_neg()
 
 
@@ -237,7 +239,7 @@ def _slices(tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[Tensor, ...
     """Cut tensors of equal shape and any strides into parts of at most ``limit`` elements."""
     shape = tensors[0].shape
     if all(t.is_contiguous() for t in tensors):
-        yield from zip(*(t.view(-1).split(limit) for t in tensors))
+        yield from zip(*(torch.split(t.view(-1), limit) for t in tensors))
     elif shape.numel() <= limit:
         yield tuple(tensors)
     else:

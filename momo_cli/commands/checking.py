@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from momo_cli.commands.options import TaskArgument, TaskOptions, with_options
+from momo_cli.commands.options import TaskArgument, TaskCommand, TaskOptions, with_options
+from momo_cli.errors import UserError
+from momo_cli.plan import RunSpec
+from momo_cli.script_experiment import ScriptExperiment
+from momo_cli.store import Store
+from momo_cli.training.script import Command
 from momo_cli.user_code import OURS, UserCodeError
+
+_OF_SCRIPT = "Of a training script's one run."
 
 
 @with_options(TaskOptions)
-def check(task: TaskArgument, task_options: TaskOptions) -> None:
-    """Run a few steps of TASK and report what was seen: sizes, losses, time, memory.
+def check(
+    task: TaskArgument,
+    task_options: TaskOptions,
+    optimizer: Annotated[str | None, typer.Option("-o", "--optimizer", metavar="NAME", help=_OF_SCRIPT)] = None,
+    lrs: Annotated[float | None, typer.Option(metavar="LR", help=_OF_SCRIPT)] = None,
+) -> None:
+    """Run a few steps of TASK, or a training script once, and report what was seen: sizes, losses, time, memory.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       momo check mymodule:build
+
+      momo check --lrs 0.01 -- python train.py --lr {lr}
     """
     from rich.console import Console
 
@@ -24,6 +40,13 @@ def check(task: TaskArgument, task_options: TaskOptions) -> None:
     from momo_cli.training.inspection import inspect_task
 
     source = task_options.source(task)
+    if isinstance(source, Command):
+        _check_script(source, task_options, optimizer, lrs)
+        return
+    if optimizer is not None or lrs is not None:
+        raise UserError(
+            "momo check takes --optimizer and --lrs for a training script alone: no step of a task needs them."
+        )
     device = parse_devices(task_options.device)[0]
     cpu.prepare(device)  # as in training
     try:
@@ -35,6 +58,28 @@ def check(task: TaskArgument, task_options: TaskOptions) -> None:
     inspected.print_inspection(source.name, seen, Console(highlight=False))
 
 
+def _check_script(command: Command, options: TaskOptions, optimizer: str | None, lr: float | None) -> None:
+    """Run the script once, store nothing, and show what it reported."""
+    from rich.console import Console
+
+    from momo_cli.report import inspected
+    from momo_cli.training.script.inspection import inspect_script
+
+    reading = options.reading()
+    experiment = ScriptExperiment(
+        command, options.settings(), Store(), options.device, reading=reading, timeout=options.timeout
+    )
+    chosen = experiment.optimizers([optimizer] if optimizer else [])[0]
+    spec = RunSpec(chosen, chosen.default_lr if lr is None else lr, 0)
+    experiment.check_optimizers([spec])
+    console = Console(highlight=False)
+    console.print(f"Running {command.name} once, {chosen.label} at a learning rate of {spec.lr:g} …")
+    seen = inspect_script(command, reading, experiment.limits(), spec)
+    inspected.print_script(command.name, seen, console)
+    if seen.run.status == "failed":
+        raise UserError("The script failed; its error stands above.", code=1)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command()(check)
+    app.command(cls=TaskCommand)(check)

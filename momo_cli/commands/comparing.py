@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import OutputOptions, TrainingOptions, task_argument, with_options
-from momo_cli.commands.running import collect_report, stored_report
-
-OPTIMIZERS = "momo,sgd-m,momo-adam,adam,adamw+cosine"
-SEEDS = 3
+from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, task_argument, with_options
+from momo_cli.commands.running import collect_report
+from momo_cli.plan import COMPARED, SEEDS
+from momo_cli.reporting import stored_report
 
 
 @with_options(TrainingOptions, OutputOptions)
@@ -38,10 +37,10 @@ def compare(
         report = stored_report(training_options.store(), training_options.study)
         out.show(report, output_options, terminal.print_compare)
     for name in task or []:
-        report, _ = collect_report(name, training_options, output_options, OPTIMIZERS, SEEDS)
+        report, _ = collect_report(name, training_options, output_options, COMPARED, SEEDS)
         out.show(report, output_options, terminal.print_compare)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command()(compare)
+    app.command(cls=TaskCommand)(compare)

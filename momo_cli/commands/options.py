@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from momo_cli.errors import UserError, did_you_mean
 from momo_cli.experiment import Experiment
@@ -23,12 +25,17 @@ from momo_cli.plan.schedules import SCHEDULES
 from momo_cli.plan.settings import AMP
 from momo_cli.report import numbers
 from momo_cli.report.exports import FORMATS, Format, Target
+from momo_cli.script_experiment import ScriptExperiment
 from momo_cli.search import PRUNERS, SAMPLERS, Search
 from momo_cli.store import DEFAULT_URL, GRACE, Store
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.loading import TaskSource, find_task
+from momo_cli.training.script import Command, Reading
 
-_TASK, _RUNS, _SEARCH, _TRAINING = "Task", "Runs", "Optuna study", "Training"
+COMMAND = "-- "
+"""What a TASK begins with that is a command; its words follow as a shell quotes them."""
+
+_TASK, _SCRIPT, _RUNS, _SEARCH, _TRAINING = "Task", "Training script", "Runs", "Optuna study", "Training"
 _STORE, _OUTPUT = "Stored runs", "Output"
 
 
@@ -36,13 +43,24 @@ def _starting(known: Iterable[str]) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in known if word.startswith(incomplete)]
 
 
+class TaskCommand(TyperCommand):
+    """A command of ours whose TASK may be a training script's command, after ``--``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Make one TASK of the words after ``--``."""
+        if "--" in args:
+            at = args.index("--")
+            args = [*args[: at + 1], COMMAND + shlex.join(args[at + 1 :])]
+        return super().parse_args(ctx, args)
+
+
 def task_argument(more: str = "") -> Any:
     """The argument TASK, with ``more`` behind its help."""
     builtin = ", ".join(BUILTIN)
     return typer.Argument(
         metavar="[TASK]" if more else "TASK",
-        help="module:function, path/to/file.py:function (':build' may be left off), or a built-in task: "
-        f"{builtin}. {more}".rstrip(),
+        help="module:function, path/to/file.py:function (':build' may be left off), a built-in task "
+        f"({builtin}), or, after --, the command of a training script: -- python train.py --lr {{lr}}. {more}".rstrip(),
         autocompletion=_starting(BUILTIN),
     )
 
@@ -114,16 +132,34 @@ class TaskOptions:
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:0,cuda:1 or mps.", rich_help_panel=_TASK)
     ] = "auto"
+    read: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="For each line of a script's output: named groups value (the objective) or loss, and step.",
+            rich_help_panel=_SCRIPT,
+        ),
+    ] = None
+    read_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="A CSV or JSON file that a script leaves, as {dir}/log.csv.", rich_help_panel=_SCRIPT
+        ),
+    ] = None
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End a run of a script after this time.", rich_help_panel=_SCRIPT),
+    ] = None
 
     def settings(self) -> Settings:
         """What changes a run's result."""
         return Settings(self.steps, self.epochs, amp=self.amp, clip=self.clip, objective=self.objective)
 
-    def source(self, task: str) -> TaskSource:
+    def source(self, task: str) -> TaskSource | Command:
         """The task with its arguments: ``--set``, as Python literals where they are ones, else as strings.
 
         Raises:
-            UserError: There is no such task, or an argument is not KEY=VALUE.
+            UserError: There is no such task, an argument is not KEY=VALUE, or an option is for scripts alone.
         """
         arguments: dict[str, Any] = {}
         for text in self.set_ or []:
@@ -134,7 +170,19 @@ class TaskOptions:
                 arguments[key] = ast.literal_eval(value)
             except (SyntaxError, ValueError):
                 arguments[key] = value
+        if task.startswith(COMMAND):
+            words = shlex.split(task.removeprefix(COMMAND))
+            return Command.parse(words, arguments=tuple(arguments.items()), steps=self.steps, epochs=self.epochs)
+        for name in ("read", "read_file", "timeout"):
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for a training script: momo sweep … -- python train.py --lr {{lr}}."
+                )
         return find_task(task, arguments)
+
+    def reading(self) -> Reading:
+        """How a script's numbers are read."""
+        return Reading(self.read, self.read_file, self.objective)
 
 
 @dataclasses.dataclass
@@ -215,24 +263,27 @@ class TrainingOptions(TaskOptions):
             super().settings(), schedule=self.schedule, warmup=self.warmup, maximize=self.maximize
         )
 
-    def optimizers(self, default: str) -> list[OptimizerSpec]:
-        """The optimizers asked for, else ``default``.
+    def optimizers(self, experiment: Experiment, default: str) -> list[OptimizerSpec]:
+        """The optimizers asked for, else ``default``; of a script any words, by default one.
 
         Raises:
             UserError: A spec is wrong, or there is none.
         """
-        found = parse_optimizers(self.optimizer or [default])
+        if isinstance(experiment, ScriptExperiment):
+            found = experiment.optimizers(self.optimizer or [])
+        else:
+            found = parse_optimizers(self.optimizer or [default])
         if not found:
             raise UserError("--optimizer names no optimizer.\nFor instance -o momo,adam.")
         return found
 
-    def runs(self, default_optimizers: str, default_seeds: int) -> list[RunSpec]:
+    def runs(self, experiment: Experiment, default_optimizers: str, default_seeds: int) -> list[RunSpec]:
         """Every optimizer at every learning rate with every seed.
 
         Raises:
             UserError: An optimizer or a learning rate is wrong.
         """
-        optimizers = self.optimizers(default_optimizers)
+        optimizers = self.optimizers(experiment, default_optimizers)
         return grid(optimizers, parse_lrs(self.lrs or [], optimizers), self.seeds or default_seeds)
 
     def store(self) -> Store:
@@ -245,16 +296,12 @@ class TrainingOptions(TaskOptions):
         Raises:
             UserError: The task or an option is wrong.
         """
-        return Experiment(
-            self.source(task),
-            self.settings(),
-            self.store(),
-            device=self.device,
-            study=self.study,
-            fresh=self.fresh,
-            together=self._together(),
-            jobs=self.jobs,
-        )
+        source, how = self.source(task), (self.settings(), self.store(), self.device, self.study, self.fresh)
+        if isinstance(source, Command):
+            return ScriptExperiment(
+                source, *how, self._together(), self.jobs, reading=self.reading(), timeout=self.timeout
+            )
+        return Experiment(source, *how, self._together(), self.jobs)
 
     def _together(self) -> int | Literal["auto"]:
         if self.together == "auto":

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from momo_cli.commands import outputs as out
-from momo_cli.commands.comparing import OPTIMIZERS, SEEDS
-from momo_cli.commands.options import OutputOptions, TrainingOptions, one_of, task_argument, with_options
-from momo_cli.commands.running import collect_report, report_of, run, stored_report
+from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, one_of, task_argument, with_options
+from momo_cli.commands.running import collect_report, run
 from momo_cli.errors import UserError
-from momo_cli.plan import OptimizerSpec, RunSpec
+from momo_cli.plan import COMPARED, SEEDS
+from momo_cli.reporting import EXTENSIONS, extension_of, report_of, stored_report, usable
 
 if TYPE_CHECKING:
     from momo_cli.experiment import Experiment
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from momo_cli.report import Report
 
 _PREFER = ("robust", "best")
-_DECADES = 2  # that --extend goes beyond a grid, at most
 
 
 @with_options(TrainingOptions, OutputOptions)
@@ -60,9 +59,11 @@ def recommend(
         report = stored_report(training_options.store(), training_options.study)
     else:
         report, experiment = _report(task, training_options, output_options)
-        for _ in range(_DECADES if extend else 0):
-            report = _extended(report, experiment, output_options)
-    report.advice, report.asked = advise(report, preferred), True
+        for _ in range(EXTENSIONS if extend else 0):
+            if further := extension_of(report):
+                experiment = dataclasses.replace(experiment, fresh=False)
+                report = report_of(run(experiment, further, output_options), experiment)
+    report.advice, report.view = advise(report, preferred), "recommend"
     out.show(report, output_options, terminal.print_recommendation)
 
 
@@ -70,9 +71,8 @@ def _report(task: str, training: TrainingOptions, outputs: OutputOptions) -> tup
     """What is stored for the task, unless nothing is or the options ask for runs of their own."""
     if not (training.optimizer or training.lrs or training.seeds or training.fresh):
         experiment = training.experiment(task)
-        stored = experiment.stored()
-        if any(r.status != "failed" for r in stored.runs()):
-            return stored_report(experiment.store, stored.name), experiment
+        if report := usable(experiment):
+            return report, experiment
         others = [info for info in experiment.store.studies() if info.task == experiment.source.name]
         if others and not outputs.quiet:
             known = f"{others[-1].runs} stored runs of {others[-1].name}"
@@ -80,30 +80,9 @@ def _report(task: str, training: TrainingOptions, outputs: OutputOptions) -> tup
                 f"Not used: {known}, which have other settings; momo recommend without TASK takes them.",
                 file=sys.stderr,
             )
-    return collect_report(task, training, outputs, OPTIMIZERS, SEEDS)
-
-
-def _extended(report: Report, experiment: Experiment, outputs: OutputOptions) -> Report:
-    """The report with one more decade for every optimizer whose best LR is at the end of its grid."""
-    from momo_cli.report.warnings import beyond
-
-    further = [
-        RunSpec(OptimizerSpec.parse(entry.optimizer), lr, seed)
-        for entry in report.figures.optimizers
-        for lr in beyond(entry)
-        for seed in sorted({r.seed for r in report.runs if r.optimizer == entry.optimizer})
-    ]
-    if not further:
-        return report
-    before = [
-        RunSpec(OptimizerSpec.parse(r.optimizer), r.lr, r.seed, tuple(r.params.items()))
-        for r in report.runs
-        if r.status != "failed"
-    ]
-    experiment = dataclasses.replace(experiment, fresh=False)
-    return report_of(run(experiment, before + further, outputs), experiment)
+    return collect_report(task, training, outputs, COMPARED, SEEDS)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command()(recommend)
+    app.command(cls=TaskCommand)(recommend)

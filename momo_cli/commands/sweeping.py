@@ -5,10 +5,16 @@ from __future__ import annotations
 import typer
 
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import OutputOptions, SearchOptions, TaskArgument, TrainingOptions, with_options
+from momo_cli.commands.options import (
+    OutputOptions,
+    SearchOptions,
+    TaskArgument,
+    TaskCommand,
+    TrainingOptions,
+    with_options,
+)
 from momo_cli.commands.running import collect_report, search_report
-
-_DEFAULT = "momo,sgd-m"  # Momo beside its baseline, whose step is Momo's when capped, on the same learning rates
+from momo_cli.plan import SWEPT
 
 
 @with_options(TrainingOptions, SearchOptions, OutputOptions)
@@ -33,12 +39,12 @@ def sweep(
 
     asked = search_options.search(training_options)
     if asked is None:
-        report, _ = collect_report(task, training_options, output_options, _DEFAULT, default_seeds=1)
+        report, _ = collect_report(task, training_options, output_options, SWEPT, default_seeds=1)
     else:
-        report = search_report(task, training_options, output_options, _DEFAULT, asked)
+        report = search_report(task, training_options, output_options, SWEPT, asked)
     out.show(report, output_options, terminal.print_sweep)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command()(sweep)
+    app.command(cls=TaskCommand)(sweep)

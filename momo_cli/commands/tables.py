@@ -11,9 +11,9 @@ import typer
 
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, StorageOption, StudyOption, conditions, with_options
-from momo_cli.commands.running import stored_report
 from momo_cli.errors import UserError
 from momo_cli.plan import Settings
+from momo_cli.reporting import stored_report
 from momo_cli.store import DEFAULT_URL, Store, study_key, unstored
 from momo_cli.task.builtin import BUILTIN
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import (
+    COMMAND,
     GraceOption,
     OutputOptions,
     StorageOption,
@@ -23,7 +25,8 @@ from momo_cli.experiment import Experiment
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.runs import Run
 from momo_cli.store import DEFAULT_URL, GRACE, Store, StudyInfo
-from momo_cli.task.loading import find_task
+from momo_cli.task.loading import TaskSource, find_task
+from momo_cli.training.script import Command
 
 
 def work(
@@ -58,7 +61,7 @@ def work(
         done.add(info.study)
         options = TrainingOptions(device=device, together=together, jobs=jobs, storage=storage, grace=grace)
         experiment = _experiment(info, options)
-        specs = [_spec(asked) for asked in store.read(info.study).open_runs()]
+        specs = [_spec(asked, "command" in info.key) for asked in store.read(info.study).open_runs()]
         if specs:
             run(experiment, specs, outputs)
             print(f"{info.study}: {len(specs)} runs are done.", file=sys.stderr)
@@ -80,11 +83,18 @@ def _experiment(info: StudyInfo, options: TrainingOptions) -> Experiment:
     Raises:
         UserError: The task's code here is not that of the study.
     """
-    key = info.key
+    key, task, settings = info.key, info.task, Settings(**info.key["settings"])
+    source: TaskSource | Command
+    if "command" in key:
+        task = COMMAND + shlex.join(key["command"])
+        options.read, options.read_file, options.objective = key["read"], key["read_file"], settings.objective
+        source = Command(tuple(key["command"]), tuple(key["set"].items()), settings.steps, settings.epochs)
+    else:
+        source = find_task(task, key["set"])
     experiment = dataclasses.replace(
-        options.experiment(info.task),
-        source=find_task(info.task, key["set"]),
-        settings=Settings(**key["settings"]),
+        options.experiment(task),
+        source=source,
+        settings=settings,
         study=info.study,
         search=key.get("search"),
     )
@@ -96,8 +106,9 @@ def _experiment(info: StudyInfo, options: TrainingOptions) -> Experiment:
     return experiment
 
 
-def _spec(run: Run) -> RunSpec:
-    return RunSpec(OptimizerSpec.parse(run.optimizer), run.lr, run.seed, tuple(run.params.items()))
+def _spec(run: Run, of_script: bool) -> RunSpec:
+    optimizer = OptimizerSpec(run.optimizer, run.optimizer) if of_script else OptimizerSpec.parse(run.optimizer)
+    return RunSpec(optimizer, run.lr, run.seed, tuple(run.params.items()))
 
 
 def register(app: typer.Typer) -> None:

@@ -2,7 +2,18 @@
 
 from momo_cli.plan.grid import RunSpec, grid
 from momo_cli.plan.learning_rates import default_lrs, parse_lrs
-from momo_cli.plan.optimizers import OptimizerSpec, parse_optimizers
+from momo_cli.plan.optimizers import COMPARED, SEEDS, SWEPT, OptimizerSpec, parse_optimizers
 from momo_cli.plan.settings import Settings
 
-__all__ = ["OptimizerSpec", "RunSpec", "Settings", "default_lrs", "grid", "parse_lrs", "parse_optimizers"]
+__all__ = [
+    "COMPARED",
+    "SEEDS",
+    "SWEPT",
+    "OptimizerSpec",
+    "RunSpec",
+    "Settings",
+    "default_lrs",
+    "grid",
+    "parse_lrs",
+    "parse_optimizers",
+]

@@ -39,6 +39,12 @@ KNOWN: dict[str, Known] = {
 }
 
 
+#: The optimizers of a sweep where none are named: Momo beside its baseline, whose step is Momo's when capped.
+SWEPT = "momo,sgd-m"
+
+#: Those of a comparison, and its seeds.
+COMPARED, SEEDS = "momo,sgd-m,momo-adam,adam,adamw+cosine", 3
+
 #: Momo's methods by name; their classes, as ``momo:Momo``, count too.
 MOMO_METHODS = ("momo", "momo-adam", "momo-star", "momo-adam-star", "momo-muon")
 

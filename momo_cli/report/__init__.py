@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from momo_cli.report import numbers
 from momo_cli.runs import Run
 
 if TYPE_CHECKING:
-    from momo_cli.figures import Figures, GoodRange
+    import matplotlib.figure
+
+    from momo_cli.figures import Comparison, Figures, GoodRange, OptimizerFigures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Report:
         command: The command line that adds runs to this study, without ``-o`` and ``--lrs`` (as
             ``momo sweep task.py --epochs 5``); None where it can't be run again, as for an imported table.
         default_lrs: Each optimizer's own default learning rate, by label.
-        asked: Whether a recommendation was asked for.
+        view: The command whose view of the report is shown.
+        script: The words of a command that is the task, with its placeholders; behind ``--`` they follow ``command``.
     """
 
     task: str
@@ -68,7 +71,60 @@ class Report:
     lines: list[str] = dataclasses.field(default_factory=list)
     command: str | None = None
     default_lrs: dict[str, float] = dataclasses.field(default_factory=dict)
-    asked: bool = False
+    script: tuple[str, ...] = ()
+    view: Literal["sweep", "compare", "recommend"] = "sweep"
+
+    @property
+    def optimizers(self) -> tuple[OptimizerFigures, ...]:
+        """The figures of each optimizer."""
+        return self.figures.optimizers
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The ratio of sensitivities of every pair of a Momo method and another method."""
+        return self.figures.comparisons
+
+    @property
+    def recommendation(self) -> Advice | None:
+        """The optimizer and the learning rate to use, where they were asked for and can be named."""
+        return self.advice
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful, in full sentences."""
+        from momo_cli.report.warnings import warnings
+
+        return warnings(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document, schema ``momo/1``."""
+        from momo_cli.report.document import to_json
+
+        return to_json(self)
+
+    def plot(self, kind: str = "stability") -> matplotlib.figure.Figure:
+        """A figure of matplotlib.
+
+        Args:
+            kind: ``stability`` (final value against learning rate), ``curves`` (losses) or ``steps`` (step sizes).
+
+        Raises:
+            UserError: matplotlib isn't installed, there is no such kind, or these runs don't hold what it shows.
+        """
+        from momo_cli.report import plot
+
+        return plot.figure(self, kind)
+
+    def __str__(self) -> str:
+        """The terminal's view, without colour."""
+        from momo_cli.report import terminal
+
+        return terminal.text(self)
+
+    def _repr_html_(self) -> str:
+        from momo_cli.report import html
+
+        return html.fragment(self)
 
     @property
     def maximize(self) -> bool:

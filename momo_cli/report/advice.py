@@ -8,7 +8,7 @@ from momo_cli.plan.optimizers import OptimizerSpec, is_momo
 from momo_cli.plan.schedules import Schedule
 from momo_cli.plan.settings import Settings
 from momo_cli.report import Advice, Report, conclusions, numbers
-from momo_cli.report.code import code
+from momo_cli.report.code import code, script_command
 from momo_cli.report.lower_bound import lower_bound_comment
 from momo_cli.report.warnings import nothing_learned, warnings
 
@@ -49,15 +49,18 @@ def advise(report: Report, prefer: Prefer = "robust") -> Advice | None:
         found.expected,
         because=_because(report, chosen, found, prefer),
         warnings=warnings(report, chosen),
-        code=code(
-            found.optimizer,
-            report.lr(found.lr, found.optimizer),
-            lower_bound_comment(report.runs, found.optimizer),
-            found.params,
-            _schedule(report, found.optimizer),
-        ),
+        code=_lines(report, found),
         params=found.params,
     )
+
+
+def _lines(report: Report, found: Recommendation) -> str:
+    """The lines to paste: of a script its command, else the optimizer."""
+    lr = report.lr(found.lr, found.optimizer)
+    if report.script:
+        return script_command(report.script, found.optimizer, lr, {**report.settings, **found.params})
+    comment = lower_bound_comment(report.runs, found.optimizer)
+    return code(found.optimizer, lr, comment, found.params, _schedule(report, found.optimizer))
 
 
 def _schedule(report: Report, optimizer: str) -> Schedule | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 
 from momo_cli.errors import UserError
 from momo_cli.plan.optimizers import KNOWN, OptimizerSpec, is_momo
 from momo_cli.plan.schedules import DECAY, Schedule
 from momo_cli.plan.settings import Settings
+from momo_cli.training.script.command import SCRIPT, fill, placeholders
 
 
 def code(
@@ -74,6 +76,23 @@ def code(
         imports = ["import math"] * (schedule.kind == "cosine") + ["import torch"] * (module != "torch.optim")
         lines = [*imports, *lines, *_scheduler(schedule)]
     return "\n".join(lines)
+
+
+def script_command(words: Sequence[str], optimizer: str, lr: str, settings: Mapping[str, object]) -> str:
+    """A script's command with the optimizer and the learning rate in its placeholders, else in its environment.
+
+    >>> print(script_command(["python", "train.py", "--lr={lr}", "{optimizer}", "{seed}"], "adam", "0.01", {}))
+    python train.py --lr=0.01 adam 0
+    >>> print(script_command(["python", "train.py"], "script", "0.01", {}))
+    MOMO_LR=0.01 python train.py
+    """
+    values = {"seed": "0", "dir": ".", **{name: str(value) for name, value in settings.items()}}
+    values |= {"lr": lr, "optimizer": optimizer}
+    found = placeholders(words)
+    needed = ("lr",) if optimizer == SCRIPT else ("lr", "optimizer")
+    own = [f"MOMO_{name.upper()}={shlex.quote(values[name])}" for name in needed if name not in found]
+    tuned = {name: f"{{{name}}}" for name in found}  # differs from trial to trial
+    return " ".join([*own, shlex.join(fill(word, tuned | values) for word in words)])
 
 
 def _scheduler(schedule: Schedule) -> list[str]:

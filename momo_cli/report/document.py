@@ -36,7 +36,7 @@ def to_json(report: Report) -> dict[str, Any]:
     }
     if report.advice is not None:
         document["recommendation"] = _without(report.advice, "params")
-    elif report.asked:
+    elif report.view == "recommend":
         document |= {"recommendation": None, "warnings": warnings(report)}
     return dict(_finite(document))
 

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import importlib.metadata
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -65,12 +66,37 @@ def render(report: Report, target: Target | None = None) -> str:
         UserError: matplotlib isn't installed.
     """
     plot.check_library()
+    parts = [f"<h1>{escape(report.task)}</h1>", *_results(report)]
+    parts += _pictures(report)
+    parts += [
+        "<h2>Settings</h2>",
+        _pairs(report.settings | {"study": report.study}),
+        "<h2>Versions</h2>",
+        _pairs(versions()),
+    ]
+    parts += [_paragraph(line, "note") for line in report.lines]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(report.task)}: learning rates</title>\n"
+        f"<style>{CSS}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+    )
+
+
+def fragment(report: Report) -> str:
+    """The sentence and the tables, to stand in another page, as a notebook: styled by themselves alone."""
+    scoped = re.sub(r"([^{}]+)\{", lambda m: ", ".join(f".momo {part.strip()}" for part in m[1].split(",")) + " {", CSS)
+    parts = [*_results(report), *(_paragraph(line, "note") for line in report.lines)]
+    return f'<div class="momo">\n<style>{scoped}</style>\n' + "\n".join(parts) + "\n</div>"
+
+
+def _results(report: Report) -> list[str]:
+    """The sentence, the warnings and the tables."""
     strip = tables.strip(report)
     said = conclusions.conclusions(report)
     advice = report.advice
     lead, reason = answer(report) if advice is None else (use(report, advice), "")
     parts = [
-        f"<h1>{escape(report.task)}</h1>",
         _paragraph(conclusions.heading(report), "note"),
         _paragraph(lead, "lead b"),
         *([_paragraph(reason)] if reason and report.figures.learned else []),
@@ -87,20 +113,7 @@ def render(report: Report, target: Target | None = None) -> str:
         "<h2>Figures</h2>",
         _figures(strip.optimizers, tables.columns(report)),
     ]
-    parts += _pictures(report)
-    parts += [
-        "<h2>Settings</h2>",
-        _pairs(report.settings | {"study": report.study}),
-        "<h2>Versions</h2>",
-        _pairs(versions()),
-    ]
-    parts += [_paragraph(line, "note") for line in report.lines]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(report.task)}: learning rates</title>\n"
-        f"<style>{CSS}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
-    )
+    return parts
 
 
 def versions() -> dict[str, str]:

@@ -8,8 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from momo_cli.report import numbers
+
 if TYPE_CHECKING:
     from momo_cli.training.inspection import Inspection
+    from momo_cli.training.script.inspection import ScriptInspection
 
 
 def print_inspection(task: str, seen: Inspection, console: Console) -> None:
@@ -73,3 +76,27 @@ def _findings(seen: Inspection) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
+
+
+def print_script(task: str, seen: ScriptInspection, console: Console) -> None:
+    """What was seen of the one run of a script."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    run = seen.run
+    known = {name: numbers.number(value) for name, value in (("objective", run.objective), ("ℓ0", run.initial))}
+    counts = ", ".join(f"{count} of {name}" for name, count in seen.reported.items())
+    rows = [
+        ("script", task),
+        ("command", seen.command),
+        ("status", f"{run.status} after {run.seconds:.3g} s"),
+        ("reports", f"{counts}, by {seen.way}" if counts else "none"),
+        ("objective", f"{seen.objective} {known['objective']}, {known['ℓ0']} before training"),
+        ("steps", str(run.steps)),
+        ("identity", ", ".join(seen.files) or "the command alone"),
+    ]
+    for name, text in rows:
+        table.add_row(name, Text(text))
+    console.print(table)
+    if run.error:
+        console.print(Text(run.error))

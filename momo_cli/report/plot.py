@@ -99,6 +99,23 @@ def _drawn(report: Report, kind: str, form: str) -> bytes:
     return file.getvalue()
 
 
+def figure(report: Report, kind: str) -> Figure:
+    """The figure of a kind, ``stability`` being ``lr``, in the style of the files.
+
+    Raises:
+        UserError: See :func:`check`; or the runs don't hold what the plot shows.
+    """
+    check_library()
+    import matplotlib
+
+    names = {"stability": "lr", **{name: name for name in KINDS}}
+    if kind not in names:
+        raise UserError(f"There is no plot {kind!r}.{did_you_mean(kind, list(names))}\nWrite {', '.join(names)}.")
+    style: Any = STYLE
+    with matplotlib.rc_context(style):
+        return draw(report, names[kind])
+
+
 def draw(report: Report, kind: str) -> Figure:
     """The figure, of one of :data:`KINDS`, not bound to any window."""
     return {"lr": draw_lr, "curves": draw_curves, "steps": draw_steps}[kind](report)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import time
+from html import escape
+from typing import Any
+
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,6 +15,7 @@ from rich.text import Text
 from momo_cli.plan.grid import RunSpec
 from momo_cli.runs import Run
 
+_REDRAWN = 0.25  # seconds between two pictures in a notebook
 _SHOWN = 6  # current runs with a line of their own
 
 
@@ -113,3 +119,39 @@ class LiveDisplay:
     def _counts(self) -> str:
         marks = ", ".join(f"{count} {status}" for status, count in self._marks.items() if count)
         return f"{self.done}/{self.total} runs" + (f" ({marks})" if marks else "")
+
+
+class NotebookDisplay(LiveDisplay):
+    """The same in the output of a notebook's cell."""
+
+    _handle: Any = None
+    _drawn = 0.0
+
+    def __exit__(self, *exception: object) -> None:
+        self._show()
+
+    def _draw(self) -> None:
+        super()._draw()
+        if time.monotonic() - self._drawn > _REDRAWN:
+            self._show()
+
+    def _show(self) -> None:
+        from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
+
+        self._drawn = time.monotonic()
+        console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
+        with console.capture() as captured:
+            console.print(self)
+        picture = HTML(f"<pre>{escape(captured.get().rstrip())}</pre>")
+        if self._handle is None:
+            self._handle = display(picture, display_id=True)
+        else:
+            self._handle.update(picture)
+
+
+def display(task: str, shown: bool) -> LiveDisplay:
+    """The display for Python: in a notebook's cell, on a terminal, or, unless it is to be shown, nowhere."""
+    if not shown:
+        return LiveDisplay(Console(stderr=True, quiet=True), task)
+    console = Console(stderr=True, highlight=False)
+    return (NotebookDisplay if console.is_jupyter else LiveDisplay)(console, task)

@@ -6,6 +6,7 @@ side, never cut.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -80,6 +81,15 @@ def print_recommendation(report: Report, console: Console) -> None:
             _warn(console, line)
     for line in report.lines:
         _say(console, line, style="dim")
+
+
+def text(report: Report, width: int = 100) -> str:
+    """The view that a report is for, without colour."""
+    views = {"sweep": print_sweep, "compare": print_compare, "recommend": print_recommendation}
+    console = Console(file=io.StringIO(), width=width, highlight=False, color_system=None, force_jupyter=False)
+    with console.capture() as captured:
+        views[report.view](report, console)
+    return captured.get().rstrip()
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces

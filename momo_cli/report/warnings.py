@@ -33,17 +33,17 @@ def split_command(line: str) -> tuple[str, str]:
     return said.rstrip(), command
 
 
-def extension_command(command: str, entries: Entries, decades: float = 1.0) -> str:
+def extension_command(report: Report, entries: Entries, decades: float = 1.0) -> str:
     """The command that runs the learning rates beyond the end, for the optimizers whose best is there.
 
     The rates that are stored stand in it, too: they are reused, and the figures are then about all of them.
     """
-    parts = [command]
+    parts = [str(report.command)]
     for entry in entries:
         if entry.best_at_edge:
             lrs = ",".join(f"{lr:.12g}" for lr in sorted({*(lr for lr, _ in entry.curve), *beyond(entry, decades)}))
             parts.append(f"-o {shlex.quote(entry.optimizer)} --lrs {shlex.quote(entry.optimizer + '=' + lrs)}")
-    return " ".join(parts)
+    return " ".join([*parts, "--", shlex.join(report.script)] if report.script else parts)
 
 
 def beyond(entry: OptimizerFigures, decades: float = 1.0) -> list[float]:
@@ -66,7 +66,7 @@ def _at_edge(report: Report, chosen: OptimizerFigures | None) -> str:
         f"{numbers.names(parts)}: the true best may lie beyond, and its sensitivity and good range are then wrong."
     )
     if report.command:
-        return f"{sentence} Try next: `{extension_command(report.command, at_end)}`"
+        return f"{sentence} Try next: `{extension_command(report, at_end)}`"
     lrs = [f"{numbers.names([numbers.lr(lr) for lr in beyond(e)])} with {e.optimizer}" for e in at_end]
     return f"{sentence} Try {numbers.names(lrs)} next."
 
@@ -149,9 +149,10 @@ def _one_seed(report: Report, chosen: OptimizerFigures | None) -> str:
 def _unknown_initial(report: Report, chosen: OptimizerFigures | None) -> str:
     if report.figures.initial is None or report.figures.initial_known:
         return ""
+    instead = "report it at step 0" if report.script else "give it to `momo import` with --initial"
     return (
         "The value before training isn't known, so the worst value of any run "
-        f"({numbers.number(report.figures.initial)}) stands for it; give it to `momo import` with --initial."
+        f"({numbers.number(report.figures.initial)}) stands for it; {instead}."
     )
 
 

@@ -99,6 +99,11 @@ class Storage:
         return "://" not in self.url and Path(self.url).suffix == ".log"
 
     @property
+    def folder(self) -> Path:
+        """The folder of a SQLite or journal file; the current one for other storages."""
+        return Path.cwd() if self._file is None else self._file.parent
+
+    @property
     def heartbeat(self) -> int:
         """Seconds between heartbeats."""
         return max(1, min(_HEARTBEAT, self.grace // 3))

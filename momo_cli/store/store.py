@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from momo_cli.errors import UserError, did_you_mean
@@ -32,6 +33,11 @@ class Store:
     def url(self) -> str:
         """The storage's URL as it may be shown: without a password."""
         return self._storage.shown
+
+    @property
+    def folder(self) -> Path:
+        """Where files that belong to the runs are kept: beside the storage."""
+        return self._storage.folder
 
     @property
     def has_heartbeats(self) -> bool:

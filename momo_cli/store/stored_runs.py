@@ -110,7 +110,7 @@ class StoredRuns:
         Raises:
             UserError: The storage refuses.
         """
-        if self._started is not None and set(optimizers) <= set(self._started[0]):
+        if self._started is not None and set(optimizers) <= set(self._started[0]) and objective == self._started[1]:
             return
         known = [] if self._started is None else self._started[0]
         self._started = (list(dict.fromkeys([*known, *optimizers])), objective)

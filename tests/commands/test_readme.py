@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support import ROOT, wait_for_trials
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+FILES = {b.split("\n")[0][2:]: b for language, b in BLOCKS if language == "python" and re.match(r"# \w+\.py\n", b)}
 FRAMEWORKS = ("accelerate", "lightning", "transformers")  # tests/integrations/test_recipes.py runs their examples
 RECIPES = [b for _, b in BLOCKS if re.search(rf"^import ({'|'.join(FRAMEWORKS)})$", b, re.MULTILINE)]
 
@@ -19,7 +22,7 @@ RECIPES = [b for _, b in BLOCKS if re.search(rf"^import ({'|'.join(FRAMEWORKS)})
 def test_python_examples(folder):
     ran = 0
     for language, block in BLOCKS:
-        if language == "python" and not block.startswith("# mymodule.py") and block not in RECIPES:
+        if language == "python" and block not in FILES.values() and block not in RECIPES:
             done = subprocess.run(
                 [sys.executable, "-c", block], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
             )
@@ -28,10 +31,12 @@ def test_python_examples(folder):
     assert ran
 
 
-def test_commands_in_their_order(momo, folder):
-    (folder / "mymodule.py").write_text(
-        next(b for language, b in BLOCKS if language == "python" and b.startswith("# mymodule.py"))
-    )
+def test_commands_in_their_order(momo, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # of python and torchrun
+    assert {"train.py", "ddp.py", "mymodule.py"} == set(FILES)
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
     commands = [
         line
         for language, block in BLOCKS
@@ -51,13 +56,14 @@ def test_commands_in_their_order(momo, folder):
 @pytest.mark.parametrize("command", re.findall(r"pip install .*", README))
 def test_set_up_commands_name_extras_that_exist(command):
     text = (ROOT / "pyproject.toml").read_text()
-    for extra in re.findall(r"\[(\w+)\]", command):
+    for extra in ",".join(re.findall(r"\[([\w,]+)\]", command)).split(","):
         assert re.search(rf"^{extra} = \[", text, re.MULTILINE)
 
 
 def test_every_option_named_exists(momo):
     helps = "".join(momo(command, "--help")[1] for command in ("sweep", "compare", "recommend", "import"))
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
+    ours = re.sub(r" -- (?:[^\\\n]|\\\n)*", "", README)  # behind it stand the options of scripts
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)):
         assert option in helps, option
 
 

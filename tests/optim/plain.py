@@ -9,7 +9,8 @@ import torch
 
 
 class Plain:
-    """`adam` chooses between the two methods; `groups` are dicts with params, lr, weight_decay and the method's options."""
+    """`adam` chooses between the two methods; `groups` are dicts with params, lr, weight_decay and the method's
+    options."""
 
     def __init__(self, groups, adam, beta=0.9, lb=0.0, bias_correction=False, use_fstar=False, divide=True):
         self.groups, self.adam, self.beta, self.lb = groups, adam, beta, lb

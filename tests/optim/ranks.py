@@ -1,4 +1,5 @@
-"""One rank of the tests of several: ``python ranks.py RANK FOLDER`` runs every case and saves what each of them found."""
+"""One rank of the tests of several: ``python ranks.py RANK FOLDER`` runs every case and saves what each of them
+found."""
 
 from __future__ import annotations
 
@@ -97,6 +98,15 @@ def sharded(rank, name):
     mesh = init_device_mesh("cpu", (WORLD,))
     for layer in (net[0], net[2]):
         fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    steps = train(net, made(name, net), rank)
+    return whole(net), steps
+
+
+def hybrid(rank, name):
+    """Replicated over one dimension of the mesh, sharded over the other (of one rank where there are two in all)."""
+    net = model()
+    mesh = init_device_mesh("cpu", (2, WORLD // 2), mesh_dim_names=("replicate", "shard"))
     fully_shard(net, mesh=mesh)
     steps = train(net, made(name, net), rank)
     return whole(net), steps
@@ -277,6 +287,7 @@ CASES = {
     "ddp": ddp,
     "one process": one_process,
     "fsdp2": sharded,
+    "hsdp": hybrid,
     "tensor parallel": tensor_parallel,
     "mixture": mixture,
     "partial gradients": partial_gradients,

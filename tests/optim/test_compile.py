@@ -11,7 +11,8 @@ both = pytest.mark.parametrize("cls, options", [(Momo, {"lr": 0.05}), (MomoAdam,
 
 
 def losses(cls, options, compile_step, steps=50):
-    """The losses of some steps; ``compile_step(train_step, optimizer)`` returns what is called instead of train_step."""
+    """The losses of some steps; ``compile_step(train_step, optimizer)`` returns what is called instead of
+    train_step."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
     optimizer = cls(net.parameters(), **options)

@@ -273,6 +273,15 @@ def test_accumulated_losses(cls, reduction, factor):
     torch.testing.assert_close(final(True), final(False), rtol=1e-10, atol=1e-10)
 
 
+@both
+def test_an_optimizer_for_each_parameter_in_the_backward_pass_is_refused(cls):
+    apply = pytest.importorskip("torch.distributed.optim")._apply_optimizer_in_backward
+    net, batches = net_and_batches(1)
+    apply(cls, net.parameters(), {"lr": 0.1})
+    with pytest.raises(RuntimeError, match="can't be an optimizer_in_backward"):
+        loss_of(net, batches[0]).backward()
+
+
 def test_recording_through_wrappers():
     class Wrapper:
         def __init__(self, optimizer):

@@ -1,4 +1,5 @@
-"""The arithmetic that an accelerator uses (scalars stay tensors on the device), here on the CPU; and CUDA where it is."""
+"""The arithmetic that an accelerator uses (scalars stay tensors on the device), here on the CPU; and CUDA where it
+is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two ranks on this machine: data parallel, sharded, tensor parallel, checkpoints, and what is refused. See ranks.py."""
+"""Two ranks on this machine: data parallel, sharded, tensor parallel, checkpoints, and what is refused. See
+ranks.py."""
 
 from __future__ import annotations
 
@@ -11,14 +12,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from optim import ranks
+from support import ROOT
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-
-from support import ROOT
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 NAMES = list(ranks.OPTIONS)
@@ -64,7 +64,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "case, tolerance", [("ddp", 1e-10), ("fsdp2", 1e-9), ("tensor parallel", 1e-9), ("mixture", 1e-9)]
+    "case, tolerance", [("ddp", 1e-10), ("fsdp2", 1e-9), ("hsdp", 1e-9), ("tensor parallel", 1e-9), ("mixture", 1e-9)]
 )
 def test_ranks_are_equal_to_the_bit_and_to_one_process(found, case, tolerance, name):
     (first, steps), (second, other_steps) = found(case, name)

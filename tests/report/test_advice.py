@@ -63,10 +63,13 @@ def test_thin_evidence_is_told():
     assert "momo sweep task.py -o momo --lrs momo=0.01,0.1,1,10,100,1000" in text
     [entry] = figures.analyze(runs).optimizers
     assert beyond(entry, 2) == [1000.0, 10000.0]
-    assert (
-        extension_command("momo sweep task.py", [entry])
-        == "momo sweep task.py -o momo --lrs momo=0.01,0.1,1,10,100,1000"
-    )
+
+
+def test_a_script_is_run_again_with_its_command_behind_the_options():
+    figures_ = figures.analyze(grid("momo", [3, 2, 1], seeds=1))
+    script = Report("train.py", "", "loss", [], figures_, command="momo sweep", script=("python", "train.py", "{lr}"))
+    expected = "momo sweep -o momo --lrs momo=0.01,0.1,1,10 -- python train.py '{lr}'"
+    assert extension_command(script, figures_.optimizers) == expected
 
 
 def test_nothing_to_recommend():

@@ -1,4 +1,4 @@
-"""A store that fails while runs are trained: what finished is kept, stored when the store is back, or written to a file."""
+"""A store that fails: what finished is kept, stored when the store is back, or written to a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_database_locked_for_a_while_gets_everything(folder, sweep):
         other.execute("BEGIN IMMEDIATE")
         time.sleep(7)
         other.rollback()
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0 and err.count("The storage fails: database is locked") == 1, err
     assert len(json.loads((folder / "out.json").read_text())["runs"]) == 24
     each_run_once(24)

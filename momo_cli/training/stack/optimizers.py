@@ -138,7 +138,7 @@ class _TruncatedRows(_Vectorized):
         gx = (g * x).sum(1, dtype=self._dtype)
         u = self.direction.of(arguments, weight, self.steps).accumulate(g, self.buffers, torch.empty_like(x))
         dx, du = ((self.buffers[0] * other).sum(1, dtype=self._dtype) for other in (x, u))
-        self.gamma.copy_(average(self.gamma, gx, weight))
+        self.gamma.copy_(torch.as_tensor(average(self.gamma, gx, weight)))
         cap, c = lr[:, 0].to(self._dtype) / average(self.rho, 1.0, weight), decay[:, 0]
         answer = truncated_step(
             Memory(self.loss_average, self.rho, self.lower_bound),
@@ -148,10 +148,10 @@ class _TruncatedRows(_Vectorized):
             lb=float(arguments["lb"]),
             use_fstar=arguments["use_fstar"],
         )
-        self.loss_average.copy_(answer.memory.average)
-        self.rho.copy_(answer.memory.rho)
+        for kept, new in zip((self.loss_average, self.rho), answer.memory):
+            kept.copy_(torch.as_tensor(new))
         if arguments["use_fstar"]:
-            self.lower_bound.copy_(answer.memory.lower_bound)
+            self.lower_bound.copy_(torch.as_tensor(answer.memory.lower_bound))
         moved = (answer.multiplier * cap).to(x.dtype)[:, None] * u
         if not self.decays:
             x.sub_(moved)
@@ -254,6 +254,19 @@ def can_stack(spec: RunSpec) -> bool:
     return closure is None or closure.default is not inspect.Parameter.empty
 
 
+def is_vectorized(spec: RunSpec) -> bool:
+    """Whether a stack steps the optimizer without making it."""
+    return _vectorized(spec)[2] is not None
+
+
+def _vectorized(spec: RunSpec) -> tuple[type, dict[str, Any], type[_Vectorized] | None]:
+    """The optimizer's class, its arguments, and the class here that does the same; None where there is none."""
+    loaded, arguments = spec.optimizer.load()
+    arguments = arguments | dict(spec.params)
+    rows = _VECTORIZED.get(f"{loaded.__module__.rpartition('.')[0] or loaded.__module__}.{loaded.__name__}")
+    return loaded, arguments, rows if rows is not None and set(arguments) <= set(rows.takes) else None
+
+
 def group_key(spec: RunSpec) -> tuple[Any, ...]:
     """Runs of one key can share an object of this module: the same optimizer, and only LR and weight decay differ."""
     return spec.optimizer.label, tuple(item for item in spec.params if item[0] != "weight_decay")
@@ -261,12 +274,9 @@ def group_key(spec: RunSpec) -> tuple[Any, ...]:
 
 def stacked_optimizer(specs: Sequence[RunSpec], x: torch.Tensor, shapes: Sequence[torch.Size]) -> Rows:
     """The optimizer of ``specs``, which have one :func:`group_key`, over their rows ``x``."""
-    loaded, arguments = specs[0].optimizer.load()
-    arguments = arguments | dict(specs[0].params)
-    name = f"{loaded.__module__.rpartition('.')[0] or loaded.__module__}.{loaded.__name__}"
-    rows = _VECTORIZED.get(name)
-    if rows is None or not set(arguments) <= set(rows.takes):
+    loaded, arguments, rows = _vectorized(specs[0])
+    if rows is None:
         return RowByRow(specs, x, shapes)
-    parameters = inspect.signature(loaded.__init__).parameters
+    parameters = inspect.signature(loaded).parameters
     defaults = {key: parameter.default for key, parameter in parameters.items() if key in rows.takes}
     return rows(specs, x, rows.takes | defaults | arguments)

@@ -16,6 +16,7 @@ from momo_cli.training.dispatch.timing import StepTimes
 from momo_cli.training.run import record
 
 CPU = torch.device("cpu")
+STEPS = Settings(steps=1000)
 
 
 def specs_of(count=8, label="momo"):
@@ -49,9 +50,7 @@ def chosen(monkeypatch):
     monkeypatch.setattr(cpu, "cores", lambda: 4)
     monkeypatch.setattr(candidates, "StepTimes", Times)
 
-    def choice(
-        specs, resources, gradient=1e-2, alone=1e-2, stacked=lambda size: math.inf, settings=Settings(steps=1000)
-    ):
+    def choice(specs, resources, gradient=1e-2, alone=1e-2, stacked=lambda size: math.inf, settings=STEPS):
         asked.clear()
         for name, value in {"gradient": gradient, "measured": alone, "stacked": staticmethod(stacked)}.items():
             monkeypatch.setattr(Times, name, value)
@@ -130,11 +129,12 @@ def test_a_step_is_timed_by_what_it_takes(folder, monkeypatch, read_every):
     assert StepTimes(find_task("wrong.py").build(0, CPU), specs_of(3), Settings(), CPU).gradient == 0.0
 
 
-def test_a_stack_needs_no_optimizer_of_torchs(momo_process):
-    """Making the first one takes torch a second: it imports its compiler."""
+@pytest.mark.parametrize("how", [("--together", "8", "--jobs", "1"), ()], ids=["together", "little work"])
+def test_a_stack_needs_no_optimizer_of_torchs(momo_process, how):
+    """Making the first one takes torch a second: it imports its compiler. So little work goes into a stack, untimed."""
     code = (
         "import sys; from momo_cli.__main__ import run\n"
-        "assert run(['sweep', 'digits-mlp', '--lrs', '1e-2:1:4', '--steps', '9', '--together', '8', '--jobs', '1', '-q']) == 0\n"
+        f"assert run(['sweep', 'digits-mlp', '--lrs', '1e-2:1:4', '--steps', '9', '-q', *{how}]) == 0\n"
         "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules and 'optuna' not in sys.modules\n"
     )
     process = momo_process(interpreter=("-c", code))
@@ -151,7 +151,5 @@ def test_a_task_that_cannot_be_stacked_says_so_in_one_line(momo, folder, monkeyp
         )
     )
     for together in ("auto", "2"):
-        code, out, err = momo(
-            "sweep", "mymodule", "--lrs", "0.01,0.1", "--jobs", "1", "--together", together, "--fresh"
-        )
+        code, _, err = momo("sweep", "mymodule", "--lrs", "0.01,0.1", "--jobs", "1", "--together", together, "--fresh")
         assert code == 0 and err.count("can't be trained together") == 1 and "item" in err

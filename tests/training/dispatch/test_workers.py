@@ -55,8 +55,8 @@ class Numbers(Dataset):
         return torch.tensor([i / 48.0]), torch.tensor([1.0])
 
 def build(seed):
-    train = DataLoader(Numbers(os.getpid()), batch_size=16, shuffle=True, num_workers=2, multiprocessing_context=CONTEXT)
-    loss = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+    train = DataLoader(Numbers(os.getpid()), batch_size=16, shuffle=True, num_workers=2,
+    multiprocessing_context=CONTEXT) loss = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
     return torch.nn.Linear(1, 1), loss, train
 """
 

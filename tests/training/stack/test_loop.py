@@ -161,8 +161,8 @@ def build(seed):
     model = MODEL
     batches = [{"x": a, "meta": {"y": b}, "name": "b"} for a, b in zip(x.split(16), y.split(16))]
     penalized = list(model.parameters()) if PENALTY else []
-    loss = lambda model, b: nn.functional.mse_loss(model(b["x"]), b["meta"]["y"]) + sum(p.square().sum() for p in penalized)
-    metrics = lambda model, b: {"error": (model(b["x"]) - b["meta"]["y"]).abs().mean().item()}
+    loss = lambda model, b: nn.functional.mse_loss(model(b["x"]), b["meta"]["y"]) + sum(p.square().sum() for p in
+    penalized) metrics = lambda model, b: {"error": (model(b["x"]) - b["meta"]["y"]).abs().mean().item()}
     return {"model": model, "loss": loss, "train": batches, "val": batches[:2], "metrics": metrics, "epochs": 6}
 """
 
@@ -195,7 +195,8 @@ def test_odd_models_are_right_or_found_out(folder, kind):
 
 
 def test_every_step_draws_anew_whatever_the_seeds(folder):
-    """Several seeds have their own generators for their batches; what a step draws, for dropout say, never comes twice."""
+    """Several seeds have their own generators for their batches; what a step draws, for dropout say, never comes
+    twice."""
     (folder / "drawing.py").write_text(
         "import random, torch\n"
         "drawn = []\n"
