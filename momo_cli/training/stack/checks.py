@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,12 +63,27 @@ def _compare_or_in_double(task: Task, batch: Any, settings: Settings) -> None:
     try:
         _compare(task, batch, settings)
     except _OtherValues:
-        model = copy.deepcopy(task.model).double()
         doubled = map_tensors(batch, lambda item: item.double() if _is_floating(item) else item)
         try:
-            _compare(dataclasses.replace(task, model=model), doubled, dataclasses.replace(settings, amp="off"))
+            with _in_double(task.model):
+                _compare(task, doubled, dataclasses.replace(settings, amp="off"))
         except (CannotStack, RuntimeError):  # or the task's own code is written for one precision
             raise _OtherValues("a trial step gave other values than the model alone") from None
+
+
+@contextlib.contextmanager
+def _in_double(model: torch.nn.Module) -> Iterator[None]:
+    """The same model, whose parameters the loss may hold itself, in double precision for a while."""
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        model.double()
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, own in buffers:
+            module._buffers.update(own)
 
 
 def _is_floating(item: Any) -> bool:
