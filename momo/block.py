@@ -10,7 +10,7 @@ from torch import Tensor
 
 from momo import passes
 from momo.directions import Elementwise
-from momo.method import Scalar, average, weight_of_new
+from momo.method import Scalar, average, terms_of, weight_of_new
 from momo.passes.members import Members, Scratch, on_host, scalar_device
 from momo.sharding import local_gradient
 
@@ -105,7 +105,7 @@ class Block:
         self._cap = lr / rho if self._direction.scales else lr
         dx, descent = self._dots.dx.sum(), (self._cap * self._dots.du).sum()
         gamma = 0.0 if self.sharded else self.update_gamma(self._dots.gx)
-        return [gamma, dx, dx / self._decay, descent, descent / self._decay]
+        return [gamma, *terms_of(dx, descent, self._decay)]
 
     def _look_for_missing(self, own: Sequence[Tensor | None]) -> None:
         present = [g is not None for g in own]

@@ -103,6 +103,15 @@ def average(previous: Scalar, new: Scalar, weight: Scalar) -> Scalar:
     return (1 - weight) * previous + weight * new
 
 
+def terms_of(dx: Scalar, descent: Scalar, decay: Scalar) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+    r"""What one group adds to the last four of :class:`Sums`, with its :math:`c`.
+
+    >>> terms_of(dx=3.0, descent=1.0, decay=2.0)
+    (3.0, 1.5, 1.0, 0.5)
+    """
+    return dx, dx / decay, descent, descent / decay
+
+
 def truncated_step(
     memory: Memory, sums: Sums, *, beta: Scalar, from_zero: bool, lb: Scalar, use_fstar: bool = False
 ) -> Step:

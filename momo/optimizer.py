@@ -264,9 +264,13 @@ class TruncatedModelOptimizer(Optimizer):
         parts = [block.gx.to(home) * block.counted for block in blocks if block.sharded]
         weighted = [sum(block.counted * v for block, v in zip(blocks, column)) for column in zip(*terms)]
         own = self._vector([loss * self._reduction.weight([], 1), *(weighted or [0.0] * 5)], home)
-        held = [block for block in blocks if not block.sharded]
-        size = float(sum(p.numel() for block in held for p in block.members.whole_params))
-        every = self._reduction(torch.cat([own, *parts]), (size, sum(bring(b.positive, home) for b in held)))
+
+        def held_by_every_rank() -> tuple[float, Scalar]:
+            held = [block for block in blocks if not block.sharded]
+            size = sum(p.numel() for block in held for p in block.members.whole_params)
+            return float(size), sum(bring(block.positive, home) for block in held)
+
+        every = self._reduction(torch.cat([own, *parts]), held_by_every_rank)
         first, at = every[: len(own)], len(own)
         for block in blocks:
             if block.sharded:

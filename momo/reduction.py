@@ -6,6 +6,7 @@ same step from the same numbers, so that ranks which hold the same parameters ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,13 +55,13 @@ class Reduction:
                 )
         return shards / size
 
-    def __call__(self, sums: Tensor, check: tuple[float, Tensor | float]) -> Tensor:
+    def __call__(self, sums: Tensor, check: Callable[[], tuple[float, Tensor | float]]) -> Tensor:
         """The sums over all ranks.
 
         Args:
             sums: this rank's, weighted by :meth:`weight`; what every rank has counts ``1 / ranks`` on each.
-            check: the size of the parameters that every rank holds all of, and a sum over them that is positive. They
-                are compared once.
+            check: returns the size of the parameters that every rank holds all of, and a sum over them that is
+                positive. They are compared once, and asked for no more.
 
         Raises:
             RuntimeError: the ranks hold different parameters or gradients.
@@ -69,7 +70,7 @@ class Reduction:
         if group is None:
             return sums
         if not self._checked:
-            self._compare(check, sums.device, group)
+            self._compare(check(), sums.device, group)
             self._checked = True
         dist.all_reduce(sums, group=group)
         return sums

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from momo.directions import Elementwise
+from momo.directions.protocol import restricted
 from momo.method import Scalar
 from momo.passes import Dots
 from momo.passes.members import Members, Scratch
@@ -204,8 +205,6 @@ class CompiledPasses:
 
     @staticmethod
     def _only(direction: Elementwise, index: int) -> Elementwise:
-        from momo.directions.protocol import restricted
-
         return restricted(direction, lambda v: v[index : index + 1])
 
 

@@ -15,7 +15,7 @@ import torch
 
 from momo.directions import Adam as AdamDirection
 from momo.directions import Momentum as MomentumDirection
-from momo.method import Memory, Scalar, Sums, average, truncated_step, weight_of_new
+from momo.method import Memory, Scalar, Sums, average, terms_of, truncated_step, weight_of_new
 from momo.options import momentum_of
 from momo.passes.members import has_double
 from momo_cli.plan.grid import RunSpec
@@ -139,10 +139,10 @@ class _TruncatedRows(_Vectorized):
         u = self.direction.of(arguments, weight, self.steps).accumulate(g, self.buffers, torch.empty_like(x))
         dx, du = ((self.buffers[0] * other).sum(1, dtype=self._dtype) for other in (x, u))
         self.gamma.copy_(torch.as_tensor(average(self.gamma, gx, weight)))
-        cap, c = lr[:, 0].to(self._dtype) / average(self.rho, 1.0, weight), decay[:, 0]
+        cap = lr[:, 0].to(self._dtype) / average(self.rho, 1.0, weight)
         answer = truncated_step(
             Memory(self.loss_average, self.rho, self.lower_bound),
-            Sums(losses.to(self._dtype), self.gamma, dx, dx / c, cap * du, cap * du / c),
+            Sums(losses.to(self._dtype), self.gamma, *terms_of(dx, cap * du, decay[:, 0])),
             beta=beta,
             from_zero=from_zero,
             lb=float(arguments["lb"]),
