@@ -161,8 +161,8 @@ def build(seed):
     model = MODEL
     batches = [{"x": a, "meta": {"y": b}, "name": "b"} for a, b in zip(x.split(16), y.split(16))]
     penalized = list(model.parameters()) if PENALTY else []
-    loss = lambda model, b: nn.functional.mse_loss(model(b["x"]), b["meta"]["y"]) + sum(p.square().sum() for p in
-    penalized) metrics = lambda model, b: {"error": (model(b["x"]) - b["meta"]["y"]).abs().mean().item()}
+    loss = lambda model, b: nn.functional.mse_loss(model(b["x"]), b["meta"]["y"]) + sum(p.square().sum() for p in penalized)
+    metrics = lambda model, b: {"error": (model(b["x"]) - b["meta"]["y"]).abs().mean().item()}
     return {"model": model, "loss": loss, "train": batches, "val": batches[:2], "metrics": metrics, "epochs": 6}
 """
 
