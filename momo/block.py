@@ -25,6 +25,10 @@ def bring(value: Scalar, device: torch.device) -> Scalar:
     return value.item() if on_host(device) else value.to(device, non_blocking=True)
 
 
+def _set(vector: Tensor, value: Scalar) -> None:
+    vector.copy_(value) if isinstance(value, Tensor) else vector.fill_(value)
+
+
 class Block:
     """Parameters of one group with one device, dtype and number of shards.
 
@@ -95,7 +99,7 @@ class Block:
             own = [g if g is None else local_gradient(p, g) for p, g in zip(self.members.whole_params, own)]
         self._weight = weight_of_new(beta, self._value(self._rho), from_zero) * self._mask
         rho = average(self._value(self._rho), 1.0, self._weight)
-        self._rho[:] = rho
+        _set(self._rho, rho)
         self._steps += self._mask
         self._direction = self._kind.of(self.group, self._weight, self._value(self._steps), self._mask)
         self._dots = self._passes.accumulate(self._direction, own)
@@ -103,9 +107,15 @@ class Block:
             self._dots = passes.Dots(*(v.masked_fill(self._mask == 0, 0.0) for v in self._dots))
         self._decay = 1 + lr * self.group["weight_decay"]
         self._cap = lr / rho if self._direction.scales else lr
-        dx, descent = self._dots.dx.sum(), (self._cap * self._dots.du).sum()
+        dx = bring(self._dots.dx.sum(), self.device)
+        descent = bring(self._capped_sum(self._dots.du), self.device)
         gamma = 0.0 if self.sharded else self.update_gamma(self._dots.gx)
         return [gamma, *terms_of(dx, descent, self._decay)]
+
+    def _capped_sum(self, du: Tensor) -> Tensor:
+        if isinstance(self._cap, Tensor) and self._cap.dim():
+            return torch.dot(self._cap, du)
+        return self._cap * du.sum()
 
     def _look_for_missing(self, own: Sequence[Tensor | None]) -> None:
         present = [g is not None for g in own]
@@ -126,10 +136,11 @@ class Block:
         """A sum over the parameters that is positive."""
         return self._dots.du.sum()
 
-    def update_gamma(self, gx: Tensor) -> Tensor:
+    def update_gamma(self, gx: Tensor) -> Scalar:
         """Take ``<g, x>`` of each parameter, over all of its shards, into the averages; return their sum."""
         self._gamma.lerp_(gx, self._weight)
-        return (self._gamma * self._mask).sum()
+        counted = self._gamma if self._present is None else self._gamma * self._mask
+        return bring(counted.sum(), self.device)
 
     def move(self, multiplier: Scalar) -> None:
         """Second pass, with the multiplier of the largest step."""

@@ -104,8 +104,10 @@ class CompiledPasses:
         self._pack = struct.Struct(f"{count}N").pack
         self._pack_sizes = struct.Struct(f"{count}q").pack
         self._dots = torch.zeros(3, count, dtype=torch.float64)
+        self._rows = Dots(*self._dots.unbind())
         self._numbers = torch.zeros(count, _NUMBERS, dtype=torch.float64)
-        self._kept_numbers: tuple[Scalar, ...] = ()
+        self._columns = self._numbers.unbind(1)
+        self._kept_numbers: list[Scalar | None] = [None] * _NUMBERS
         self._tables: list[bytes] = []  # the addresses of the parameters and of the buffers
         self._sizes: list[int] = []
         self._size_table = b""
@@ -153,11 +155,13 @@ class CompiledPasses:
             self._others[index] = TorchPasses(self.members.subset([index]), self._scratch, gather=False)
         return self._others[index]
 
-    def _write_numbers(self, numbers: tuple[Scalar, ...]) -> None:
-        for column, (value, kept) in enumerate(zip(numbers, (*self._kept_numbers, *[None] * len(numbers)))):
-            if isinstance(value, Tensor) or value != kept:
-                self._numbers[:, column] = value
-        self._kept_numbers = tuple(v if not isinstance(v, Tensor) else float("nan") for v in numbers)
+    def _write(self, column: int, value: Scalar) -> None:
+        if isinstance(value, Tensor):
+            self._columns[column].copy_(value)
+            self._kept_numbers[column] = None
+        elif value != self._kept_numbers[column]:
+            self._columns[column].fill_(value)
+            self._kept_numbers[column] = value
 
     def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Dots:
         kept = [self.members.params(), *(self.members.buffers(name) for name in self.members.buffer_names)]
@@ -173,7 +177,8 @@ class CompiledPasses:
             odd |= {k for k, (g, p) in enumerate(zip(grads, kept[0])) if g is not None and not _alike(g, p)}
             odd -= absent | {k for k in odd if self._sizes[k] == 0}
             sizes = self._without(self._unlisted | odd | absent)
-        self._write_numbers(direction.numbers)
+        for column, value in enumerate(direction.numbers):
+            self._write(column, value)
         accumulate, _ = _functions(direction.name, self.members.dtype)
         if accumulate(
             len(grads), sizes, self._pack(*addresses), *self._four(), self._numbers.data_ptr(), self._dots.data_ptr(),
@@ -181,13 +186,13 @@ class CompiledPasses:
         ):  # fmt: skip
             raise MemoryError("there is no memory for a table of the parameters' chunks.")
         for k in odd:
-            for mine, other in zip(self._dots, self._other(k).accumulate(self._only(direction, k), [grads[k]])):
+            for mine, other in zip(self._rows, self._other(k).accumulate(self._only(direction, k), [grads[k]])):
                 mine[k] = other[0]
-        return Dots(*self._dots)
+        return self._rows
 
     def move(self, direction: Elementwise, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:
-        self._numbers[:, _STEP] = step
-        self._numbers[:, _KEEP] = keep
+        self._write(_STEP, step)
+        self._write(_KEEP, keep)
         left = (
             self._unlisted if present is None else {k for k, there in enumerate(present) if not there} | self._unlisted
         )
