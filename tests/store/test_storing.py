@@ -85,13 +85,21 @@ def test_killed_in_the_middle_it_leaves_no_process_and_keeps_what_was_stored(fol
 
 
 def test_ctrl_c_while_the_last_runs_are_stored_waits_for_them(folder):
+    def interrupt_and_unlock():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        other.rollback()
+
     with pytest.raises(KeyboardInterrupt), Store().open(KEY) as runs:
         lines: list[str] = []
         runs.say = lines.append
         runs.start(["momo"], "val_loss")
+        # Locked until Ctrl-C has come, so that there is something to wait for however fast runs are stored.
+        other = sqlite3.connect("momo.db", check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
         for run in runs_of(60):
             runs.add(run)
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(0.2, interrupt_and_unlock).start()
     assert runs.waiting == 0 and len(Store().open(KEY).runs()) == 60
     assert len(lines) == 1 and re.match(r"Storing \d+ finished runs; Ctrl-C again", lines[0])
 
