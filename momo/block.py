@@ -63,9 +63,11 @@ class Block:
         self._passes = passes.choose(members, scratch, fused)
         self.device = scalar_device(members.device)
         self._steps, self._rho, self._gamma = (self._one_tensor(name) for name in SCALARS)
+        self._first = {vector: vector[0] for vector in (self._steps, self._rho)}
         # On the CPU, parameters that have had the same gradients are computed with numbers rather than vectors.
         self._alike = on_host(self.device) and all(bool((v == v[0]).all()) for v in (self._steps, self._rho))
         self._direction: Elementwise
+        self._dots = self.gx = torch.empty(0)  # see Passes.accumulate; the first row: <g, x> of each parameter
         self._present: list[bool] | None = None
         self._mask: Scalar = 1.0
         self._weight: Scalar = 1.0
@@ -79,7 +81,7 @@ class Block:
         return together
 
     def _value(self, vector: Tensor) -> Scalar:
-        return vector[0].item() if self._alike else vector.double()
+        return self._first[vector].item() if self._alike else vector.double()
 
     def accumulate(self, grads: Sequence[Tensor | None], beta: float, from_zero: bool, lr: Scalar) -> list[Scalar]:
         """First pass: take in the gradients.
@@ -102,20 +104,25 @@ class Block:
         _set(self._rho, rho)
         self._steps += self._mask
         self._direction = self._kind.of(self.group, self._weight, self._value(self._steps), self._mask)
-        self._dots = self._passes.accumulate(self._direction, own)
+        dots = self._passes.accumulate(self._direction, own)
         if isinstance(self._mask, Tensor):
-            self._dots = passes.Dots(*(v.masked_fill(self._mask == 0, 0.0) for v in self._dots))
+            dots = dots.masked_fill(self._mask == 0, 0.0)
+        if dots is not self._dots:
+            self._dots, self.gx = dots, dots[0]
         self._decay = 1 + lr * self.group["weight_decay"]
         self._cap = lr / rho if self._direction.scales else lr
-        dx = bring(self._dots.dx.sum(), self.device)
-        descent = bring(self._capped_sum(self._dots.du), self.device)
-        gamma = 0.0 if self.sharded else self.update_gamma(self._dots.gx)
+        gamma = 0.0 if self.sharded else self.update_gamma(self.gx)
+        dx, descent = self._sums_with_cap()
         return [gamma, *terms_of(dx, descent, self._decay)]
 
-    def _capped_sum(self, du: Tensor) -> Tensor:
+    def _sums_with_cap(self) -> tuple[Scalar, Scalar]:
+        """The sums of ``<d, x>`` and of ``cap <d, u>``."""
         if isinstance(self._cap, Tensor) and self._cap.dim():
-            return torch.dot(self._cap, du)
-        return self._cap * du.sum()
+            _, dx, du = self._dots.unbind()
+            return bring(dx.sum(), self.device), bring(torch.dot(self._cap, du), self.device)
+        totals = self._dots.sum(1)
+        _, dx, du = totals.tolist() if on_host(self.device) else totals.unbind()
+        return dx, self._cap * du
 
     def _look_for_missing(self, own: Sequence[Tensor | None]) -> None:
         present = [g is not None for g in own]
@@ -127,14 +134,9 @@ class Block:
             self._alike = False
 
     @property
-    def gx(self) -> Tensor:
-        """``<g, x>`` of each parameter, on this rank."""
-        return self._dots.gx
-
-    @property
     def positive(self) -> Tensor:
         """A sum over the parameters that is positive."""
-        return self._dots.du.sum()
+        return self._dots[2].sum()
 
     def update_gamma(self, gx: Tensor) -> Scalar:
         """Take ``<g, x>`` of each parameter, over all of its shards, into the averages; return their sum."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import array
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -14,14 +14,13 @@ from momo.block import SCALARS, Block, bring, make_blocks
 from momo.loss import HOW, GradientVersions, RecordedLosses, loss_value, warn_if_not_finite
 from momo.method import Memory, Scalar, Step, Sums, truncated_step, where
 from momo.options import Options, check_options, check_shared, momentum_of
-from momo.passes.members import Scratch, compute_dtype, on_host, scalar_device
+from momo.passes.members import Scratch, compute_dtype, on_host, refuse_sparse, scalar_device
 from momo.reduction import Reduction
 from momo.sharding import shards
 
 # What belongs to the loss, and stands in the state of each parameter: tools save and load the state by parameter.
 _OF_THE_LOSS = ("loss_average", "loss_rho", "lower_bound", "loss_step")
 _NOT_GIVEN: Any = object()
-_layout = operator.attrgetter("layout")
 _ACCUMULATED = (
     "{name}.step(closure): gradients were there before the closure ran, and it added its own, so the loss that it "
     "returned isn't the one whose gradient is in .grad. Record each micro-batch's loss: with Lightning, by "
@@ -60,6 +59,7 @@ class TruncatedModelOptimizer(Optimizer):
         self._known: set[int] = set()  # positions of the parameters in the blocks
         self._blocks_state: Any = None
         self._memory: Tensor | None = None  # [loss_average, loss_rho, lower_bound, loss_step]
+        self._numbers = array.array("d")  # the same memory, if it is on the CPU: a number costs less than an operation
         self._last: tuple[Step, list[Scalar]] | None = None
 
     def _patch_step_function(self) -> None:
@@ -218,11 +218,6 @@ class TruncatedModelOptimizer(Optimizer):
 
     def _advance(self, loss: Scalar) -> None:
         grads = self._gradients()
-        if set(map(_layout, [g for g in grads if g is not None])) - {torch.strided}:
-            raise RuntimeError(
-                f"{type(self).__name__} doesn't support sparse gradients: use dense ones (sparse=False), or "
-                "torch.optim.SparseAdam for these parameters."
-            )
         blocks = self._prepared(grads)
         assert self._memory is not None
         home, options = self._memory.device, self.param_groups[0]
@@ -238,7 +233,7 @@ class TruncatedModelOptimizer(Optimizer):
         sums = self._reduced(bring(loss, home), terms, blocks, home)
 
         # How far the model allows to go.
-        *numbers, steps = self._memory.tolist() if on_host(home) else self._memory.unbind()
+        *numbers, steps = self._numbers or self._memory.unbind()
         memory = Memory(*numbers)
         memory = memory._replace(lower_bound=where(memory.rho > 0, memory.lower_bound, options["lb"]))
         step = truncated_step(
@@ -248,7 +243,10 @@ class TruncatedModelOptimizer(Optimizer):
         # The parameters move.
         for block in blocks:
             block.move(bring(step.multiplier, block.device))
-        self._memory.copy_(self._vector([*step.memory, steps + 1], home))
+        if self._numbers:
+            self._numbers[:] = array.array("d", map(float, (*step.memory, steps + 1)))
+        else:
+            self._memory.copy_(self._vector([*step.memory, steps + 1], home))
         scales = self.direction.scales
         self._last = step, [lrs[id(group)] / (step.memory.rho if scales else 1.0) for group in self.param_groups]
 
@@ -402,6 +400,7 @@ class TruncatedModelOptimizer(Optimizer):
                 return self._blocks
         elif self._blocks is not None:
             self._memory = None  # the state is another one
+        refuse_sparse(grads)
         params = [p for group in self.param_groups for p in group["params"]]
         wanted = {i for i, p in enumerate(params) if grads[i] is not None or self.state.get(p)}
         self._remember(params)
@@ -420,6 +419,9 @@ class TruncatedModelOptimizer(Optimizer):
         saved = next((self.state[p] for p in params if self.state.get(p)), None)
         values = [saved[name] for name in _OF_THE_LOSS] if saved is not None else [0.0] * len(_OF_THE_LOSS)
         self._memory = self._vector(values, home)
+        self._numbers = array.array("d", self._memory.tolist() if on_host(home) else [])
+        if on_host(home):
+            self._memory = torch.frombuffer(self._numbers, dtype=torch.float64)
 
     def _asked_to_initialise(self) -> bool:
         """Whether this is ``torch.distributed.checkpoint`` making the state, with a step that is none.

@@ -8,7 +8,7 @@ allocated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -17,19 +17,16 @@ from momo.method import Scalar
 from momo.passes.members import Members, Scratch
 
 
-class Dots(NamedTuple):
-    """Inner products, with an element for each parameter, in double precision."""
-
-    gx: Tensor
-    dx: Tensor
-    du: Tensor
-
-
 class Passes(Protocol):
     """The two passes over some parameters, see :class:`momo.passes.members.Members`."""
 
-    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Dots:
-        """First pass: the gradients go into the buffers. A parameter without a gradient is left as it is."""
+    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Tensor:
+        """First pass: the gradients go into the buffers. A parameter without a gradient is left as it is.
+
+        Returns:
+            The rows ``<g, x>``, ``<d, x>`` and ``<d, u>`` with an element for each parameter, in double precision. The
+            memory is used again in the next step.
+        """
         ...
 
     def move(self, direction: Elementwise, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:

@@ -25,14 +25,13 @@ from torch.autograd.graph import increment_version
 from momo.directions import Elementwise
 from momo.directions.protocol import restricted
 from momo.method import Scalar
-from momo.passes import Dots
-from momo.passes.members import Members, Scratch
+from momo.passes.members import Members, Scratch, refuse_sparse
 from momo.passes.torch_ops import TorchPasses
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _PLAIN = {Tensor, torch.nn.Parameter}  # subclasses may compute otherwise, or have no memory
 _NUMBERS = 6  # of each tensor: ``struct numbers`` in passes.c
-_STEP, _KEEP = 4, 5
+_pack_numbers = struct.Struct(f"{_NUMBERS}d").pack
 _dtype = operator.attrgetter("dtype")
 _on_cpu = operator.attrgetter("is_cpu")
 
@@ -68,9 +67,9 @@ def _functions(direction: str, dtype: torch.dtype) -> tuple[Any, Any]:
     # Tables are bytes objects; ctypes passes where they are.
     table, count, address = ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p
     accumulate = library[f"momo_{direction}_accumulate_{_DTYPES[dtype]}"]
-    accumulate.argtypes = [count, *[table] * 5, address, address, count, address]
+    accumulate.argtypes = [count, *[table] * 5, address, count, address, count, address]
     move = library[f"momo_{direction}_move_{_DTYPES[dtype]}"]
-    move.argtypes = [count, *[table] * 4, address, count, address]
+    move.argtypes = [count, *[table] * 4, address, count, count, address]
     return accumulate, move
 
 
@@ -104,10 +103,8 @@ class CompiledPasses:
         self._pack = struct.Struct(f"{count}N").pack
         self._pack_sizes = struct.Struct(f"{count}q").pack
         self._dots = torch.zeros(3, count, dtype=torch.float64)
-        self._rows = Dots(*self._dots.unbind())
-        self._numbers = torch.zeros(count, _NUMBERS, dtype=torch.float64)
-        self._columns = self._numbers.unbind(1)
-        self._kept_numbers: list[Scalar | None] = [None] * _NUMBERS
+        self._numbers: Tensor | None = None  # of each tensor, where they differ
+        self._params: list[Tensor] = []  # that the tables are of
         self._tables: list[bytes] = []  # the addresses of the parameters and of the buffers
         self._sizes: list[int] = []
         self._size_table = b""
@@ -123,15 +120,26 @@ class CompiledPasses:
     def _are_regular(self, tensors: Sequence[Any]) -> bool:
         return (
             set(map(type, tensors)) <= _PLAIN
-            and all(map(Tensor.is_contiguous, tensors))
             and all(map(_on_cpu, tensors))
             and set(map(_dtype, tensors)) == {self.members.dtype}
-            and list(map(Tensor.numel, tensors)) == self._sizes
+            and self._have_sizes(tensors)
             and not any(tensors[i].is_neg() for i in self._single)
         )
 
+    def _have_sizes(self, tensors: Sequence[Tensor]) -> bool:
+        return all(map(Tensor.is_contiguous, tensors)) and list(map(Tensor.numel, tensors)) == self._sizes
+
+    def _are_in_tables(self, kept: list[list[Tensor]]) -> bool:
+        """Whether the tables, which are regular, are these tensors'.
+
+        What is the same object at the same address is what it was, but for its shape and strides.
+        """
+        look = self._have_sizes if kept[0] is self._params else self._are_regular
+        return look(kept[0]) and self._tables == [self._pack(*map(Tensor.data_ptr, tensors)) for tensors in kept]
+
     def _look(self, kept: list[list[Tensor]]) -> None:
         """Make the tables of the tensors as they are now."""
+        self._params = kept[0]
         self._sizes = list(map(Tensor.numel, kept[0]))
         self._single = [k for k, size in enumerate(self._sizes) if size == 1]
         self._unlisted = {
@@ -155,18 +163,19 @@ class CompiledPasses:
             self._others[index] = TorchPasses(self.members.subset([index]), self._scratch, gather=False)
         return self._others[index]
 
-    def _write(self, column: int, value: Scalar) -> None:
-        if isinstance(value, Tensor):
-            self._columns[column].copy_(value)
-            self._kept_numbers[column] = None
-        elif value != self._kept_numbers[column]:
-            self._columns[column].fill_(value)
-            self._kept_numbers[column] = value
+    def _table_of(self, *numbers: Scalar) -> tuple[bytes | int, int]:
+        """The numbers of all tensors, or of each, and the stride from tensor to tensor."""
+        if not any(isinstance(v, Tensor) for v in numbers):
+            return _pack_numbers(*numbers, *[0.0] * (_NUMBERS - len(numbers))), 0
+        if self._numbers is None:
+            self._numbers = torch.zeros(len(self.members), _NUMBERS, dtype=torch.float64)
+        for column, v in zip(self._numbers.unbind(1), numbers):
+            column.copy_(v) if isinstance(v, Tensor) else column.fill_(v)
+        return self._numbers.data_ptr(), 1
 
-    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Dots:
+    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Tensor:
         kept = [self.members.params(), *(self.members.buffers(name) for name in self.members.buffer_names)]
-        same = self._regular and self._are_regular(kept[0])
-        if not same or self._tables != [self._pack(*map(Tensor.data_ptr, tensors)) for tensors in kept]:
+        if not (self._regular and self._are_in_tables(kept)):
             self._look(kept)
         sizes, odd = self._size_table, set(self._unlisted)
         regular = self._regular and self._are_regular(grads)
@@ -176,29 +185,26 @@ class CompiledPasses:
             absent = {k for k, g in enumerate(grads) if g is None}
             odd |= {k for k, (g, p) in enumerate(zip(grads, kept[0])) if g is not None and not _alike(g, p)}
             odd -= absent | {k for k in odd if self._sizes[k] == 0}
+            refuse_sparse([grads[k] for k in odd])
             sizes = self._without(self._unlisted | odd | absent)
-        for column, value in enumerate(direction.numbers):
-            self._write(column, value)
         accumulate, _ = _functions(direction.name, self.members.dtype)
         if accumulate(
-            len(grads), sizes, self._pack(*addresses), *self._four(), self._numbers.data_ptr(), self._dots.data_ptr(),
-            *_threads(),
+            len(grads), sizes, self._pack(*addresses), *self._four(), *self._table_of(0.0, 0.0, *direction.numbers),
+            self._dots.data_ptr(), *_threads(),
         ):  # fmt: skip
             raise MemoryError("there is no memory for a table of the parameters' chunks.")
         for k in odd:
-            for mine, other in zip(self._rows, self._other(k).accumulate(self._only(direction, k), [grads[k]])):
-                mine[k] = other[0]
-        return self._rows
+            self._dots[:, k : k + 1] = self._other(k).accumulate(self._only(direction, k), [grads[k]])
+        return self._dots
 
     def move(self, direction: Elementwise, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:
-        self._write(_STEP, step)
-        self._write(_KEEP, keep)
         left = (
             self._unlisted if present is None else {k for k, there in enumerate(present) if not there} | self._unlisted
         )
         sizes = self._without(left) if left else self._size_table
         _, move = _functions(direction.name, self.members.dtype)
-        if move(len(self._sizes), sizes, *self._four(), self._numbers.data_ptr(), *_threads()):
+        table = self._table_of(step, keep, *direction.numbers)
+        if move(len(self._sizes), sizes, *self._four(), *table, *_threads()):
             raise MemoryError("there is no memory for a table of the parameters' chunks.")
         # What autograd has kept for a backward pass is no longer what it was.
         params = self.members.params()
@@ -223,6 +229,7 @@ def _alike(t: Tensor, p: Tensor) -> bool:
     return (
         type(t) in _PLAIN
         and t.is_cpu
+        and t.layout is torch.strided
         and t.dtype is p.dtype
         and t.shape == p.shape
         and (t.stride() == p.stride() or (t.is_contiguous() and p.is_contiguous()))
@@ -232,7 +239,7 @@ def _alike(t: Tensor, p: Tensor) -> bool:
 
 
 def _address(t: Tensor) -> int:
-    return t.data_ptr() if type(t) in _PLAIN and t.is_cpu else 0
+    return t.data_ptr() if type(t) in _PLAIN and t.is_cpu and t.layout is torch.strided else 0
 
 
 def _increment_versions(tensors: list[Tensor]) -> None:

@@ -50,6 +50,19 @@ class Members:
         return Members([self.whole_params[i] for i in indices], [self.states[i] for i in indices], self.buffer_names)
 
 
+def refuse_sparse(grads: Sequence[Tensor | None]) -> None:
+    """Gradients have to have memory for each element.
+
+    Raises:
+        RuntimeError: one is sparse.
+    """
+    if any(g is not None and g.layout is not torch.strided for g in grads):
+        raise RuntimeError(
+            "sparse gradients aren't supported: use dense ones (sparse=False), or torch.optim.SparseAdam for these "
+            "parameters."
+        )
+
+
 class Scratch:
     """Working memory of one device that all passes share."""
 

@@ -34,10 +34,10 @@
 #define FOR_EVERY_PROCESSOR
 #endif
 
-/* Of each tensor; the first four as in momo/directions/adam.py, a momentum uses only the first one. */
+/* Of each tensor, or of all at once; the last four as in momo/directions/adam.py, a momentum has only the first of them. */
 struct numbers {
-    double weight, square_weight, eps, root;
     double step, keep;
+    double weight, square_weight, eps, root;
 };
 
 struct chunk {
@@ -50,6 +50,7 @@ typedef void parallel(void (*)(void *), void *, unsigned, unsigned); /* GOMP_par
 struct pass {
     void *const *g, *const *x, *const *d, *const *v;
     const struct numbers *numbers;
+    int64_t stride; /* in the table of numbers, from tensor to tensor: 0 or 1 */
     struct chunk *chunks;
     int64_t *runs; /* the first chunk of each run, and the number of chunks at the end */
     int64_t run_count, elements;
@@ -189,12 +190,13 @@ static int move(struct pass *pass, int64_t count, const int64_t *sizes, int64_t 
 #define LERP(old, new) (near ? (old) + weight * ((new) - (old)) : (new) - ((new) - (old)) * rest)
 /* Adam's direction. */
 #define U(d, v) ((d) / (SQRT(v) * scale + eps))
+#define NUMBERS (pass->numbers + chunk->tensor * pass->stride)
 #define PART(type, table) ((type *)pass->table[chunk->tensor] + chunk->start)
 
 FOR_EVERY_PROCESSOR
 static void NAME(momentum_chunk_accumulate)(const struct pass *pass, struct chunk *chunk)
 {
-    const struct numbers *numbers = pass->numbers + chunk->tensor;
+    const struct numbers *numbers = NUMBERS;
     const REAL *restrict g = PART(const REAL, g), *restrict x = PART(const REAL, x);
     REAL *restrict d = PART(REAL, d);
     const REAL weight = (REAL)numbers->weight, rest = (REAL)(1 - numbers->weight);
@@ -214,7 +216,7 @@ static void NAME(momentum_chunk_accumulate)(const struct pass *pass, struct chun
 FOR_EVERY_PROCESSOR
 static void NAME(adam_chunk_accumulate)(const struct pass *pass, struct chunk *chunk)
 {
-    const struct numbers *numbers = pass->numbers + chunk->tensor;
+    const struct numbers *numbers = NUMBERS;
     const REAL *restrict g = PART(const REAL, g), *restrict x = PART(const REAL, x);
     REAL *restrict d = PART(REAL, d), *restrict v = PART(REAL, v);
     const REAL weight = (REAL)numbers->weight, rest = (REAL)(1 - numbers->weight);
@@ -239,7 +241,7 @@ static void NAME(adam_chunk_accumulate)(const struct pass *pass, struct chunk *c
 FOR_EVERY_PROCESSOR
 static void NAME(momentum_chunk_move)(const struct pass *pass, struct chunk *chunk)
 {
-    const struct numbers *numbers = pass->numbers + chunk->tensor;
+    const struct numbers *numbers = NUMBERS;
     REAL *restrict x = PART(REAL, x);
     const REAL *restrict d = PART(const REAL, d);
     const REAL step = (REAL)numbers->step, keep = (REAL)numbers->keep;
@@ -251,7 +253,7 @@ static void NAME(momentum_chunk_move)(const struct pass *pass, struct chunk *chu
 FOR_EVERY_PROCESSOR
 static void NAME(adam_chunk_move)(const struct pass *pass, struct chunk *chunk)
 {
-    const struct numbers *numbers = pass->numbers + chunk->tensor;
+    const struct numbers *numbers = NUMBERS;
     REAL *restrict x = PART(REAL, x);
     const REAL *restrict d = PART(const REAL, d), *restrict v = PART(const REAL, v);
     const REAL step = (REAL)numbers->step, keep = (REAL)numbers->keep;
@@ -265,17 +267,17 @@ static void NAME(adam_chunk_move)(const struct pass *pass, struct chunk *chunk)
 #define PASSES(direction) \
     int NAME(momo_##direction##_accumulate)( \
         int64_t count, const int64_t *sizes, void *const *g, void *const *x, void *const *d, void *const *v, \
-        const double *numbers, double *dots, int64_t threads, parallel *team) \
+        const double *numbers, int64_t stride, double *dots, int64_t threads, parallel *team) \
     { \
-        struct pass pass = {.g = g, .x = x, .d = d, .v = v, .numbers = (const struct numbers *)numbers}; \
+        struct pass pass = {.g = g, .x = x, .d = d, .v = v, .numbers = (const void *)numbers, .stride = stride}; \
         pass.work = NAME(direction##_chunk_accumulate); \
         return accumulate(&pass, count, sizes, dots, threads, team); \
     } \
     int NAME(momo_##direction##_move)( \
         int64_t count, const int64_t *sizes, void *const *x, void *const *d, void *const *v, const double *numbers, \
-        int64_t threads, parallel *team) \
+        int64_t stride, int64_t threads, parallel *team) \
     { \
-        struct pass pass = {.x = x, .d = d, .v = v, .numbers = (const struct numbers *)numbers}; \
+        struct pass pass = {.x = x, .d = d, .v = v, .numbers = (const void *)numbers, .stride = stride}; \
         pass.work = NAME(direction##_chunk_move); \
         return move(&pass, count, sizes, threads, team); \
     }
@@ -285,6 +287,7 @@ PASSES(adam)
 
 #undef LERP
 #undef U
+#undef NUMBERS
 #undef PART
 #undef PASSES
 

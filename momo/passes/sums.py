@@ -27,18 +27,19 @@ def segment_dots(a: Tensor, b: Tensor, lengths: Tensor, product: Tensor) -> Tens
     return torch.segment_reduce(product.copy_(a).mul_(b), "sum", lengths=lengths, unsafe=True)
 
 
-def dot(a: Tensor, b: Tensor, double: Callable[[str, int], Tensor]) -> Tensor:
-    """The inner product of flat tensors, in double precision; on the CPU where their device has none.
+def widened(t: Tensor, memory: Callable[[int], Tensor]) -> Tensor:
+    """A flat tensor as :func:`dot` takes it: in double precision, if its device has that.
 
     Args:
-        a, b: flat tensors of one dtype.
-        double: ``double(name, size)`` is working memory in double precision.
+        t: the tensor.
+        memory: ``memory(size)`` is working memory in double precision.
     """
-    if not has_double(a.device):
-        return compensated_dot(a, b)
-    if a.dtype is torch.float64:
-        return torch.dot(a, b)
-    return torch.dot(double("first", a.numel()).copy_(a), double("second", b.numel()).copy_(b))
+    return t if t.dtype is torch.float64 or not has_double(t.device) else memory(t.numel()).copy_(t)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of tensors from :func:`widened`, in double; on the CPU where their device has none."""
+    return torch.dot(a, b) if a.dtype is torch.float64 else compensated_dot(a, b)
 
 
 def compensated_dot(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ gathered into one slice, because calling an operation costs more than doing it; 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,9 +15,8 @@ from torch import Tensor
 from momo.directions import Elementwise
 from momo.directions.protocol import restricted
 from momo.method import Scalar
-from momo.passes import Dots
-from momo.passes.members import Members, Scratch, has_double, scalar_device
-from momo.passes.sums import dot, segment_dots
+from momo.passes.members import Members, Scratch, has_double, refuse_sparse, scalar_device
+from momo.passes.sums import dot, segment_dots, widened
 
 _WHOLE = 1 << 17  # elements from which on a tensor isn't gathered with others
 _SLICE = {"cpu": 1 << 18}  # elements that are worked on at once
@@ -52,12 +52,11 @@ class TorchPasses:
         order = [i for piece in self._pieces for i in piece.indices]
         self._back = None if order == sorted(order) else torch.tensor(order).argsort().to(members.device)
 
-    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Dots:
+    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Tensor:
+        refuse_sparse(grads)
         found = [piece.accumulate(direction, grads) for piece in self._pieces]
-        if len(found) == 1:
-            return found[0]
-        together = (torch.cat(parts) for parts in zip(*found))
-        return Dots(*together) if self._back is None else Dots(*(v[self._back.to(v.device)] for v in together))
+        together = torch.cat(found, dim=1) if len(found) > 1 else found[0]
+        return together if self._back is None else together[:, self._back.to(together.device)]
 
     def move(self, direction: Elementwise, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:
         for piece in self._pieces:
@@ -136,7 +135,7 @@ class _Gathered(_Piece):
             torch._foreach_copy_(into, found)
         return flat
 
-    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Dots:
+    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Tensor:
         direction = restricted(direction, self._spread)
         params = self.members.params()
         for i, shape in zip(self.indices, self._shapes):
@@ -147,7 +146,8 @@ class _Gathered(_Piece):
         gx = segment_dots(g, x, self._lengths, product)
         u = direction.accumulate(g, self._buffers, self.work("work", self.size))
         dx = segment_dots(self._buffers[0], x, self._lengths, product)
-        return Dots(gx, dx, segment_dots(u, x.copy_(self._buffers[0]), self._lengths, product))
+        du = segment_dots(u, x.copy_(self._buffers[0]), self._lengths, product)
+        return torch.stack([gx, dx, du])
 
     def move(self, direction: Elementwise, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:
         direction = restricted(direction, self._spread)
@@ -186,22 +186,24 @@ class _Whole(_Piece):
         copy.view(part.shape).copy_(part)
         return copy
 
-    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Dots:
+    def accumulate(self, direction: Elementwise, grads: Sequence[Tensor | None]) -> Tensor:
         g = grads[self.index]
         if g is None:
-            zero = torch.zeros(1, dtype=torch.float64, device=scalar_device(self.device))
-            return Dots(zero, zero, zero)
+            return torch.zeros(3, 1, dtype=torch.float64, device=scalar_device(self.device))
         direction = restricted(direction, self._pick)
+        first, second = functools.partial(self.double, "first"), functools.partial(self.double, "second")
         sums = []
         for x, *buffers, part in self._cut(_with_memory(g)):
             part, x = self._load("gradient", part), self._load("value", x)
             loaded = [self._load(f"buffer{i}", b) for i, b in enumerate(buffers)]
-            gx = dot(part, x, self.double)
+            wide = widened(x, first)
+            gx = dot(widened(part, second), wide)
             u = direction.accumulate(part, loaded, self.work("work", part.numel()))
             for kept, new in zip(buffers, loaded):
                 _store(kept, new)
-            sums.append((gx, dot(loaded[0], x, self.double), dot(loaded[0], u, self.double)))
-        return Dots(*(torch.stack(parts).sum().reshape(1) for parts in zip(*sums)))
+            d = widened(loaded[0], second)
+            sums += [gx, dot(d, wide), dot(d, d if u is loaded[0] else widened(u, first))]
+        return torch.stack(sums).reshape(-1, 3).sum(0).unsqueeze(1)
 
     def move(self, direction: Elementwise, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:
         if present is not None and not present[self.index]:
