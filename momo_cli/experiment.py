@@ -214,9 +214,8 @@ class Session:
         self.stored.say, self.stored.warn = display.said, _warn
         self.objective = self.stored.objective
         self.reused = 0
-        self.found = (
-            {} if experiment.fresh else {run_key(run): run for run in self.stored.runs() if run.status != "failed"}
-        )
+        stored = self.stored.runs()  # read in any case: what has been read isn't waited for as another process's
+        self.found = {run_key(run): run for run in stored if run.status != "failed" and not experiment.fresh}
         for line in experiment._changed_source(self.stored, bool(self.found)):
             display.said(line)
         self._watch = watch

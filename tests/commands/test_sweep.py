@@ -38,6 +38,7 @@ def test_json_holds_what_was_run_and_repeats_to_the_last_bit(momo):
     again, _ = document(momo, *GRID, "--seeds", "2", "--fresh")
     without_time = [[{k: v for k, v in r.items() if k != "seconds"} for r in d["runs"]] for d in (first, again)]
     assert without_time[0] == without_time[1]
+    assert not {r["seconds"] for r in first["runs"]} & {r["seconds"] for r in again["runs"]}  # trained, not read
     by_seed = {r["seed"]: r["initial"] for r in first["runs"]}
     assert by_seed[0] != by_seed[1] and all(r["initial"] == by_seed[r["seed"]] for r in first["runs"])
 
