@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from momo_cli.api import Options, compare, load, recommend, sweep
+    from momo_cli.api import compare, load, recommend, sweep
+    from momo_cli.asked import Options
     from momo_cli.errors import UserError
     from momo_cli.report import Report
     from momo_cli.script_log import log
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # Imported when they are first used (PEP 562): a training script that only logs pays for nothing else.
 _MODULES = {
-    "Options": "momo_cli.api",
+    "Options": "momo_cli.asked",
     "Report": "momo_cli.report",
     "Task": "momo_cli.task.definition",
     "UserError": "momo_cli.errors",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
 from momo_cli.plan.settings import Settings
-from momo_cli.runs import Run
+from momo_cli.runs import Run, check_objective
 from momo_cli.store import Store, StoredRuns, study_key
 from momo_cli.task.loading import TaskSource
 
@@ -102,9 +103,19 @@ class Experiment:
     def key(self) -> dict[str, Any]:
         """Everything that changes a result."""
         source = self.source
-        return study_key(
-            source.name, source.fingerprint(), dict(source.arguments), self.settings.key(), search=self.search
-        )
+        settings = self.settings if self.search else dataclasses.replace(self.settings, objective=None, maximize=False)
+        return study_key(source.name, source.fingerprint(), dict(source.arguments), settings.key(), search=self.search)
+
+    def train_losses_before(self, seeds: Iterable[int]) -> dict[int, float]:
+        """ℓ0 of ``train_loss`` by seed, which isn't measured where another objective was asked for."""
+        from momo_cli.training.evaluation import measure_initial
+
+        assert isinstance(self.source, TaskSource)
+        device = self._resources().devices[0]
+        return {
+            seed: measure_initial(self.source.build(seed, device), "train_loss", self.settings, device).of["train_loss"]
+            for seed in seeds
+        }
 
     def trainer(
         self, specs: list[RunSpec], objective: str, watch: Watch, display: Display, batch: int | None
@@ -212,10 +223,12 @@ class Session:
         self.experiment, self.display, self._batch = experiment, display, batch
         self.stored = experiment.stored()
         self.stored.say, self.stored.warn = display.said, _warn
-        self.objective = self.stored.objective
-        self.reused = 0
         stored = self.stored.runs()  # read in any case: what has been read isn't waited for as another process's
-        self.found = {run_key(run): run for run in stored if run.status != "failed" and not experiment.fresh}
+        kept = [run for run in stored if run.status != "failed" and not experiment.fresh]
+        self.objective = experiment.settings.objective or next((run.own_objective for run in kept), "")
+        self.reused = 0
+        self.found = {run_key(run): self._under(run) for run in kept}
+        check_objective(self.objective, kept)
         for line in experiment._changed_source(self.stored, bool(self.found)):
             display.said(line)
         self._watch = watch
@@ -240,11 +253,30 @@ class Session:
         if missing:
             if self._trainer is None:
                 self._trainer = self._start(missing)
-            self.stored.start(_labels(specs), self.objective)
+            self.stored.start(_labels(specs), self.objective, self.experiment.settings.maximize)
             self.stored.open(missing)
             self.display.started(missing, len(specs) - len(missing))
             self._do(missing, self._trainer)
+        self._measure_before(specs)
+        self.stored.note(self.objective, self.experiment.settings.maximize)
         return [self.found[spec.key] for spec in specs if spec.key in self.found]
+
+    def _under(self, run: Run) -> Run:
+        return run.under(self.objective) if self.objective else run
+
+    def _measure_before(self, specs: list[RunSpec]) -> None:
+        """Measure ℓ0 of ``train_loss`` for stored runs that were trained for another objective."""
+        if self.objective != "train_loss" or not isinstance(self.experiment.source, TaskSource):
+            return
+        runs = {spec.key: self.found[spec.key] for spec in specs if spec.key in self.found}
+        lacking = {key: run for key, run in runs.items() if run.initials and "train_loss" not in run.initials}
+        if lacking:
+            self.display.doing("measuring where training begins")
+            before = self.experiment.train_losses_before(dict.fromkeys(run.seed for run in lacking.values()))
+            self.stored.note_train_losses(before)
+            for key, run in lacking.items():
+                initials = run.initials | {"train_loss": before[run.seed]}
+                self.found[key] = dataclasses.replace(run, initials=initials).under(self.objective)
 
     def _do(self, specs: list[RunSpec], trainer: Trains) -> None:
         """Train those of ``specs`` that no other process takes, and wait for the others."""
@@ -252,9 +284,9 @@ class Session:
         while True:
             for spec, run in trainer.train(free, self.stored.claim):
                 if not self.objective and run.status == "ok":
-                    self.objective = "train_loss" if run.val_loss is None else "val_loss"
-                    self.stored.start(_labels(specs), self.objective)
-                self.stored.add(run)
+                    self.objective = run.own_objective
+                    self.stored.start(_labels(specs), self.objective, self.experiment.settings.maximize)
+                self.stored.add(run if self.experiment.search else run.for_any_objective())
                 self._ended(left.pop(spec.key), run)
             if not left:
                 return
@@ -276,7 +308,7 @@ class Session:
             return [], specs, ""
 
     def _ended(self, spec: RunSpec, run: Run) -> None:
-        self.found[spec.key] = run
+        self.found[spec.key] = self._under(run)
         self.display.finished(spec, run)
 
     def _start(self, specs: list[RunSpec]) -> Trains:

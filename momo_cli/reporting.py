@@ -10,7 +10,7 @@ from momo_cli.errors import UserError
 from momo_cli.experiment import Collected, Experiment
 from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.plan.optimizers import KNOWN
-from momo_cli.runs import Run
+from momo_cli.runs import Run, check_objective
 from momo_cli.search import Found, Search
 from momo_cli.store import Store
 
@@ -38,6 +38,7 @@ def report_of(collected: Collected, experiment: Experiment) -> Report:
             f"{collected.reused} of {len(collected.runs)} runs were stored already (--fresh trains them again)."
         )
     key = experiment.key()
+    key["settings"] = experiment.settings.key()
     return _report(key, collected.study, collected.objective, collected.runs, lines, command_of(key, experiment.study))
 
 
@@ -56,7 +57,7 @@ def usable(experiment: Experiment) -> Report | None:
     stored = experiment.stored()
     if all(run.status == "failed" for run in stored.runs()):
         return None
-    return stored_report(experiment.store, stored.name)
+    return stored_report(experiment.store, stored.name, experiment.settings)
 
 
 def extension_of(report: Report) -> list[RunSpec]:
@@ -80,8 +81,13 @@ def extension_of(report: Report) -> list[RunSpec]:
     return before + further if further else []
 
 
-def stored_report(store: Store, study: str | None) -> Report:
+def stored_report(store: Store, study: str | None, settings: Settings | None = None) -> Report:
     """The report of what is stored: the study called ``study``, else the latest one.
+
+    Args:
+        store: Where.
+        study: Its name, or None.
+        settings: The objective to report; where they name none, the one last asked for.
 
     Raises:
         UserError: Nothing is stored, or no such study.
@@ -92,7 +98,20 @@ def stored_report(store: Store, study: str | None) -> Report:
             f"No runs are stored in {store.url}.\nName a task to run, for instance: momo compare digits-mlp"
         )
     stored = store.read(study or studies[-1].study)
-    return _report(stored.key, stored.name, stored.objective, stored.runs(), [], command_of(stored.key, study))
+    info = next(info for info in studies if info.name == stored.name)
+    runs = stored.runs()
+    objective, maximize = info.objective, info.maximize
+    if settings is not None and settings.objective is not None and not stored.key.get("imported"):
+        objective, maximize = settings.objective, settings.maximize
+        check_objective(objective, runs)
+    key = stored.key
+    if not key.get("imported"):
+        # Where nothing was asked for, nothing is shown as asked.
+        own = objective in {run.own_objective for run in runs}
+        asked = {"objective": None if own else objective, "maximize": maximize}
+        key = key | {"settings": key["settings"] | asked}
+        runs = [run.under(objective) for run in runs]
+    return _report(key, stored.name, objective, runs, [], command_of(key, study))
 
 
 def _report(

@@ -50,7 +50,7 @@ def check(
     device = parse_devices(task_options.device)[0]
     cpu.prepare(device)  # as in training
     try:
-        seen = inspect_task(source, task_options.settings(), device)
+        seen = inspect_task(source, task_options.asked().settings(), device)
     except (UserCodeError, *OURS):
         raise
     except BaseException as error:
@@ -65,16 +65,14 @@ def _check_script(command: Command, options: TaskOptions, optimizer: str | None,
     from momo_cli.report import inspected
     from momo_cli.training.script.inspection import inspect_script
 
-    reading = options.reading()
-    experiment = ScriptExperiment(
-        command, options.settings(), Store(), options.device, reading=reading, timeout=options.timeout
-    )
+    experiment = options.asked().experiment(command, Store())
+    assert isinstance(experiment, ScriptExperiment)
     chosen = experiment.optimizers([optimizer] if optimizer else [])[0]
     spec = RunSpec(chosen, chosen.default_lr if lr is None else lr, 0)
     experiment.check_optimizers([spec])
     console = Console(highlight=False)
     console.print(f"Running {command.name} once, {chosen.label} at a learning rate of {spec.lr:g} …")
-    seen = inspect_script(command, reading, experiment.limits(), spec)
+    seen = inspect_script(command, experiment.reading, experiment.limits(), spec)
     inspected.print_script(command.name, seen, console)
     if seen.run.status == "failed":
         raise UserError("The script failed; its error stands above.", code=1)

@@ -34,7 +34,7 @@ def compare(
 
     out.check(output_options, tasks=len(task or [""]))
     if not task:
-        report = stored_report(training_options.store(), training_options.study)
+        report = stored_report(training_options.store(), training_options.study, training_options.asked().settings())
         out.show(report, output_options, terminal.print_compare)
     for name in task or []:
         report, _ = collect_report(name, training_options, output_options, COMPARED, SEEDS)

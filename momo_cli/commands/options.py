@@ -10,27 +10,24 @@ import itertools
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from momo_cli.errors import UserError, did_you_mean
+from momo_cli.asked import Options
+from momo_cli.errors import UserError
 from momo_cli.experiment import Experiment
-from momo_cli.plan import OptimizerSpec, RunSpec, Settings, grid, parse_lrs, parse_optimizers
-from momo_cli.plan.learning_rates import parse_range
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.plan.schedules import SCHEDULES
 from momo_cli.plan.settings import AMP
-from momo_cli.report import numbers
 from momo_cli.report.exports import FORMATS, Format, Target
-from momo_cli.script_experiment import ScriptExperiment
-from momo_cli.search import PRUNERS, SAMPLERS, Search
+from momo_cli.search import PRUNERS, SAMPLERS
 from momo_cli.store import DEFAULT_URL, GRACE, Store
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.loading import TaskSource, find_task
-from momo_cli.training.script import Command, Reading
+from momo_cli.training.script import Command
 
 COMMAND = "-- "
 """What a TASK begins with that is a command; its words follow as a shell quotes them."""
@@ -151,38 +148,32 @@ class TaskOptions:
         typer.Option(metavar="SECONDS", help="End a run of a script after this time.", rich_help_panel=_SCRIPT),
     ] = None
 
-    def settings(self) -> Settings:
-        """What changes a run's result."""
-        return Settings(self.steps, self.epochs, amp=self.amp, clip=self.clip, objective=self.objective)
+    def asked(self) -> Options:
+        """The options in plain values.
+
+        Raises:
+            UserError: One isn't written as it should be.
+        """
+        return Options(**self._given())
+
+    def _given(self) -> dict[str, Any]:
+        names = {field.name for field in dataclasses.fields(Options)}
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names}
+        return given | {"task_args": arguments(self.set_ or [])}
 
     def source(self, task: str) -> TaskSource | Command:
-        """The task with its arguments: ``--set``, as Python literals where they are ones, else as strings.
+        """The task, with its arguments.
 
         Raises:
             UserError: There is no such task, an argument is not KEY=VALUE, or an option is for scripts alone.
         """
-        arguments: dict[str, Any] = {}
-        for text in self.set_ or []:
-            key, equals, value = text.partition("=")
-            if not equals or not key.isidentifier():
-                raise UserError(f"--set {text}: write key=value, for instance --set width=128.")
-            try:
-                arguments[key] = ast.literal_eval(value)
-            except (SyntaxError, ValueError):
-                arguments[key] = value
+        asked = self.asked()
+        given = dict(asked.task_args)
         if task.startswith(COMMAND):
             words = shlex.split(task.removeprefix(COMMAND))
-            return Command.parse(words, arguments=tuple(arguments.items()), steps=self.steps, epochs=self.epochs)
-        for name in ("read", "read_file", "timeout"):
-            if getattr(self, name) is not None:
-                raise UserError(
-                    f"--{name.replace('_', '-')} is for a training script: momo sweep … -- python train.py --lr {{lr}}."
-                )
-        return find_task(task, arguments)
-
-    def reading(self) -> Reading:
-        """How a script's numbers are read."""
-        return Reading(self.read, self.read_file, self.objective)
+            return Command.parse(words, arguments=tuple(given.items()), steps=self.steps, epochs=self.epochs)
+        asked.check_function()
+        return find_task(task, given)
 
 
 @dataclasses.dataclass
@@ -257,34 +248,12 @@ class TrainingOptions(TaskOptions):
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is stored.", rich_help_panel=_STORE)] = False
     grace: GraceOption = GRACE
 
-    def settings(self) -> Settings:
-        """What changes a run's result."""
-        return dataclasses.replace(
-            super().settings(), schedule=self.schedule, warmup=self.warmup, maximize=self.maximize
-        )
+    def asked(self, search: SearchOptions | None = None) -> Options:
+        """The options in plain values; errors as for :meth:`TaskOptions.asked`."""
+        return Options(**self._given(), **({} if search is None else search.given()))
 
-    def optimizers(self, experiment: Experiment, default: str) -> list[OptimizerSpec]:
-        """The optimizers asked for, else ``default``; of a script any words, by default one.
-
-        Raises:
-            UserError: A spec is wrong, or there is none.
-        """
-        if isinstance(experiment, ScriptExperiment):
-            found = experiment.optimizers(self.optimizer or [])
-        else:
-            found = parse_optimizers(self.optimizer or [default])
-        if not found:
-            raise UserError("--optimizer names no optimizer.\nFor instance -o momo,adam.")
-        return found
-
-    def runs(self, experiment: Experiment, default_optimizers: str, default_seeds: int) -> list[RunSpec]:
-        """Every optimizer at every learning rate with every seed.
-
-        Raises:
-            UserError: An optimizer or a learning rate is wrong.
-        """
-        optimizers = self.optimizers(experiment, default_optimizers)
-        return grid(optimizers, parse_lrs(self.lrs or [], optimizers), self.seeds or default_seeds)
+    def _given(self) -> dict[str, Any]:
+        return super()._given() | {"optimizers": self.optimizer, "together": self._together()}
 
     def store(self) -> Store:
         """The store that ``--storage`` names."""
@@ -296,18 +265,11 @@ class TrainingOptions(TaskOptions):
         Raises:
             UserError: The task or an option is wrong.
         """
-        source, how = self.source(task), (self.settings(), self.store(), self.device, self.study, self.fresh)
-        if isinstance(source, Command):
-            return ScriptExperiment(
-                source, *how, self._together(), self.jobs, reading=self.reading(), timeout=self.timeout
-            )
-        return Experiment(source, *how, self._together(), self.jobs)
+        return self.asked().experiment(self.source(task), self.store())
 
-    def _together(self) -> int | Literal["auto"]:
-        if self.together == "auto":
-            return "auto"
-        if self.together == "off":
-            return 1
+    def _together(self) -> int | Literal["auto", "off"]:
+        if self.together == "auto" or self.together == "off":
+            return self.together  # type: ignore[return-value]
         if not self.together.isdecimal() or int(self.together) < 1:
             raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
         return int(self.together)
@@ -361,36 +323,19 @@ class SearchOptions:
         ),
     ] = "none"
 
-    def search(self, training: TrainingOptions) -> Search | None:
-        """The study asked for; None where a grid is.
+    def given(self) -> dict[str, Any]:
+        """Keywords of :class:`momo_cli.asked.Options`.
 
         Raises:
-            UserError: There is no such sampler or pruner, a range is none, or a grid is asked for, too.
+            UserError: ``--tune`` isn't written as it should be.
         """
-        if self.trials is None:
-            unused = [flag for flag in ("lr_range", "tune") if getattr(self, flag)]
-            if unused:
-                flag = unused[0].replace("_", "-")
-                raise UserError(f"--{flag} is for an Optuna study: say how many trials with --trials N.")
-            return None
-        if training.lrs:
-            raise UserError(
-                "--lrs and --trials were both given: a study chooses the learning rates.\n"
-                "Give their range with --lr-range LOW:HIGH."
-            )
         ranges = {}
         for text in self.tune or []:
             name, equals, values = text.partition("=")
             if not equals or not name.isidentifier() or name == "lr":
                 raise UserError(f"--tune {text}: write ARGUMENT=LOW:HIGH, for instance weight_decay=1e-6:1e-1.")
-            ranges[name] = parse_range(values, f"--tune {name}=")
-        return Search(
-            self.trials,
-            one_of("--sampler", self.sampler, SAMPLERS),
-            one_of("--pruner", self.pruner, PRUNERS),
-            parse_range(self.lr_range, "--lr-range ") if self.lr_range else None,
-            ranges,
-        )
+            ranges[name] = values
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {"tune": ranges}
 
 
 @dataclasses.dataclass
@@ -442,18 +387,22 @@ class OutputOptions:
         )
 
 
-def one_of(flag: str, word: str, known: Sequence[str]) -> str:
-    """``word``, if it is one of ``known``.
+def arguments(texts: Iterable[str]) -> dict[str, Any]:
+    """``--set KEY=VALUE`` as keyword to value: Python literals where they are ones, else strings.
 
     Raises:
-        UserError: It isn't.
+        UserError: It is written otherwise.
     """
-    if word not in known:
-        raise UserError(
-            f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\n"
-            f"Write {numbers.names(list(known), 'or')}."
-        )
-    return word
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--set {text}: write key=value, for instance --set width=128.")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found[key] = value
+    return found
 
 
 def conditions(texts: Iterable[str]) -> dict[str, str]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from momo_cli.asked import one_of
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, one_of, task_argument, with_options
+from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, task_argument, with_options
 from momo_cli.commands.running import collect_report, run
 from momo_cli.errors import UserError
 from momo_cli.plan import COMPARED, SEEDS
@@ -56,7 +57,7 @@ def recommend(
     if task is None:
         if extend:
             raise UserError("--extend trains further runs, so it needs the task: momo recommend TASK --extend.")
-        report = stored_report(training_options.store(), training_options.study)
+        report = stored_report(training_options.store(), training_options.study, training_options.asked().settings())
     else:
         report, experiment = _report(task, training_options, output_options)
         for _ in range(EXTENSIONS if extend else 0):

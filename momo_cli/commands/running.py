@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from momo_cli.asked import collect
 from momo_cli.commands import outputs as out
-from momo_cli.commands.options import OutputOptions, TrainingOptions
+from momo_cli.commands.options import OutputOptions, SearchOptions, TrainingOptions
 from momo_cli.errors import UserError
 from momo_cli.experiment import Collected, Experiment
 from momo_cli.plan import RunSpec
-from momo_cli.reporting import report_of, trials_of
+from momo_cli.reporting import report_of
 from momo_cli.runs import Run
-from momo_cli.search import Search, search
 
 if TYPE_CHECKING:
     from momo_cli.report import Report
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def collect_report(
-    task: str, training: TrainingOptions, outputs: OutputOptions, default_optimizers: str, default_seeds: int
+    task: str,
+    training: TrainingOptions,
+    outputs: OutputOptions,
+    default_optimizers: str,
+    default_seeds: int,
+    search: SearchOptions | None = None,
 ) -> tuple[Report, Experiment]:
     """Train what the command line asks for and isn't stored, and analyze the runs.
 
@@ -33,27 +38,13 @@ def collect_report(
         UserError: Something is wrong, or every run failed (exit code 1).
     """
     out.check(outputs)
-    experiment = training.experiment(task)
-    collected = run(experiment, training.runs(experiment, default_optimizers, default_seeds), outputs)
+    asked = training.asked(search)
+    experiment = asked.experiment(training.source(task), training.store())
+    collected = collect(
+        experiment, asked, default_optimizers, default_seeds, lambda runs: _display(experiment, outputs, runs)
+    )
+    _say_failures(collected.runs)
     return report_of(collected, experiment), experiment
-
-
-def search_report(
-    task: str, training: TrainingOptions, outputs: OutputOptions, default_optimizers: str, asked: Search
-) -> Report:
-    """Run the Optuna study that the command line asks for, as far as it isn't stored, and analyze its runs.
-
-    Raises:
-        UserError: Something is wrong, or every run failed (exit code 1).
-    """
-    out.check(outputs)
-    experiment = training.experiment(task)
-    optimizers = training.optimizers(experiment, default_optimizers)
-    seeds = training.seeds or 1
-    with _display(experiment, outputs, len(optimizers) * asked.trials * seeds) as display:
-        found = search(experiment, optimizers, asked, seeds, display)
-    _say_failures(found.runs)
-    return report_of(trials_of(found, asked), experiment)
 
 
 def run(experiment: Experiment, specs: list[RunSpec], outputs: OutputOptions) -> Collected:

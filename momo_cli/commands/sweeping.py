@@ -13,7 +13,7 @@ from momo_cli.commands.options import (
     TrainingOptions,
     with_options,
 )
-from momo_cli.commands.running import collect_report, search_report
+from momo_cli.commands.running import collect_report
 from momo_cli.plan import SWEPT
 
 
@@ -37,11 +37,7 @@ def sweep(
     """
     from momo_cli.report import terminal
 
-    asked = search_options.search(training_options)
-    if asked is None:
-        report, _ = collect_report(task, training_options, output_options, SWEPT, default_seeds=1)
-    else:
-        report = search_report(task, training_options, output_options, SWEPT, asked)
+    report, _ = collect_report(task, training_options, output_options, SWEPT, 1, search_options)
     out.show(report, output_options, terminal.print_sweep)
 
 

@@ -83,7 +83,10 @@ def _experiment(info: StudyInfo, options: TrainingOptions) -> Experiment:
     Raises:
         UserError: The task's code here is not that of the study.
     """
-    key, task, settings = info.key, info.task, Settings(**info.key["settings"])
+    key, task = info.key, info.task
+    known = info.objective and "search" not in key  # a study by --trials has its own in its key
+    asked = {"objective": info.objective, "maximize": info.maximize} if known else {}
+    settings = Settings(**info.key["settings"] | asked)
     source: TaskSource | Command
     if "command" in key:
         task = COMMAND + shlex.join(key["command"])

@@ -44,12 +44,13 @@ class Claims:
         self._held: dict[Key, _Board] = {}
         self._freed = 0.0
 
-    def start(self, optimizers: list[str], objective: str, seen: frozenset[int]) -> None:
+    def start(self, optimizers: list[str], objective: str, maximize: bool, seen: frozenset[int]) -> None:
         """Make the studies, where they are new, for runs of ``optimizers``.
 
         Args:
             optimizers: The labels of all that may come.
             objective: The objective's resolved name.
+            maximize: Whether larger values of it are better.
             seen: The ids of trials whose runs are known already; these neither count nor are looked at again.
         """
         if not self.storage.exists():  # or not any more: what is known of a deleted file's trials is void
@@ -57,7 +58,7 @@ class Claims:
             self._boards.clear()
             self._held.clear()
         self._seen = seen
-        self._studies.start(optimizers, objective)
+        self._studies.start(optimizers, objective, maximize)
 
     def open(self, asked: Sequence[Run]) -> None:
         """See to it that there is a trial for each run, for any process to take."""

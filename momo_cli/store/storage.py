@@ -37,7 +37,8 @@ class StudyInfo:
     Attributes:
         name: Its name in Optuna's storage.
         key: Everything that changes a result.
-        objective: The objective's resolved name; empty where no run has ended.
+        objective: The name of the objective last asked for; empty where no run has ended.
+        maximize: Whether larger values of it are better.
         runs: Runs that have ended.
         open: Runs that wait for a process, or that one is training.
         latest: When it was last used, as an ISO date; empty where that isn't known.
@@ -46,6 +47,7 @@ class StudyInfo:
     name: str
     key: dict[str, Any]
     objective: str
+    maximize: bool
     runs: int
     open: int
     latest: str
@@ -59,11 +61,6 @@ class StudyInfo:
     def task(self) -> str:
         """The task's name."""
         return str(self.key["task"])
-
-    @property
-    def maximize(self) -> bool:
-        """Whether larger values of the objective are better."""
-        return bool(self.key["settings"]["maximize"])
 
 
 class Storage:
@@ -139,7 +136,8 @@ class Storage:
             objective, latest = str(attributes.get("objective", "")), str(attributes.get("latest", ""))
             shown = f"{study.study_name}{_texts(key)}{objective}{latest}"
             if _is_key(key) and isinstance(attributes.get("optimizers"), list) and printable(shown) == shown:
-                found.append(StudyInfo(study.study_name, key, objective, runs, waiting, latest))
+                maximize = bool(attributes.get("maximize", key["settings"]["maximize"]))
+                found.append(StudyInfo(study.study_name, key, objective, maximize, runs, waiting, latest))
             else:
                 broken.append(study.study_name)
         return found, broken

@@ -99,7 +99,9 @@ class Store:
         """
         with self.open(unstored.key, unstored.name) as stored:
             known = {run_key(run) for run in stored.runs() if run.status != "failed"}
-            stored.start(list(dict.fromkeys(run.optimizer for run in unstored.runs)), unstored.objective)
+            maximize = [info.maximize for info in self.studies() if info.name == stored.name]
+            labels = list(dict.fromkeys(run.optimizer for run in unstored.runs))
+            stored.start(labels, unstored.objective, any(maximize) or bool(unstored.key["settings"]["maximize"]))
             stored.add_all([run for run in unstored.runs if run_key(run) not in known])
         return stored
 

@@ -16,7 +16,7 @@ from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
 from momo_cli.runs import Run
 from momo_cli.store.storage import Storage
-from momo_cli.store.studies import Studies
+from momo_cli.store.studies import BEFORE, Studies
 from momo_cli.store.unstored import Unstored
 from momo_cli.store.writing import Method, Writer, WriterHere, WriterProcess
 
@@ -50,7 +50,7 @@ class StoredRuns:
         self._studies = Studies(storage, name, key)
         self._folders = [Path.cwd()]
         self._writer: Writer | None = None
-        self._started: tuple[list[str], str] | None = None
+        self._started: tuple[list[str], str, bool] | None = None
         self._seen: frozenset[int] = frozenset()
         self._queue: queue.PriorityQueue[tuple[int, int, _Asked | None]] = queue.PriorityQueue()
         self._count = itertools.count()
@@ -62,22 +62,30 @@ class StoredRuns:
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
 
-    @property
-    def objective(self) -> str:
-        """The objective's name as the runs that are stored resolved it; empty before the first."""
+    def note(self, objective: str, maximize: bool) -> None:
+        """Keep what was asked last, for views of the store that ask for nothing, unless :meth:`start` has."""
         if self._started is not None:
-            return self._started[1]
-        return next((info.objective for info in self.storage.every_study() if info.name == self.name), "")
+            return
+        noted = next((info for info in self.storage.every_study() if info.name == self.name), None)
+        if noted is not None and (noted.objective, noted.maximize) != (objective, maximize):
+            self._studies.note({"objective": objective, "maximize": maximize})
+
+    def note_train_losses(self, before: dict[int, float]) -> None:
+        """Keep ℓ0 of ``train_loss`` by seed, for runs that were stored without it."""
+        self._studies.note({BEFORE: {str(seed): value for seed, value in before.items()}})
 
     def runs(self) -> list[Run]:
         """Every stored run; of equal ones the newest."""
         found: dict[tuple[object, ...], Run] = {}
         seen = []
+        before = self._studies.noted(BEFORE)
         for study in self._studies.found():
             trials = self.storage.trials
             for trial in self.storage.guarded(lambda: trials.read(study.id, runs=True)):  # noqa: B023
                 run = trial.as_run()
                 if run is not None:
+                    if run.initials and str(run.seed) in before:
+                        run.initials.setdefault("train_loss", before[str(run.seed)])
                     key = run_key(run)
                     found.pop(key, None)
                     found[key] = run
@@ -104,16 +112,17 @@ class StoredRuns:
         """
         self._writer = WriterProcess(self.storage, self.name, self.key)
 
-    def start(self, optimizers: list[str], objective: str) -> None:
+    def start(self, optimizers: list[str], objective: str, maximize: bool = False) -> None:
         """Make the study, if it is new, for runs of ``optimizers``; the methods below may be called from here on.
 
         Raises:
             UserError: The storage refuses.
         """
-        if self._started is not None and set(optimizers) <= set(self._started[0]) and objective == self._started[1]:
+        asked = objective, maximize
+        if self._started is not None and set(optimizers) <= set(self._started[0]) and asked == self._started[1:]:
             return
         known = [] if self._started is None else self._started[0]
-        self._started = (list(dict.fromkeys([*known, *optimizers])), objective)
+        self._started = (list(dict.fromkeys([*known, *optimizers])), *asked)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="momo-store", daemon=True)
             self._thread.start()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 from typing import Any
 
+from momo_cli.errors import UserError
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.store.storage import KEY, Storage
+
+BEFORE = "momo:train_loss before"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Studies:
             self._known = [self._load(name) for name in sorted(names, key=lambda name: (len(name), name))]
         return self._known
 
-    def start(self, optimizers: list[str], objective: str) -> None:
-        """Make what is missing for runs of ``optimizers``, and note ``objective`` and the time.
+    def start(self, optimizers: list[str], objective: str, maximize: bool) -> None:
+        """Make what is missing for runs of ``optimizers``, and note what was asked and the time.
 
         Raises:
             UserError: The storage refuses.
@@ -62,8 +66,21 @@ class Studies:
         self._known = known
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         storage = self.storage.opened()
-        for name, value in (("objective", objective), ("latest", now)):
+        for name, value in (("objective", objective), ("maximize", maximize), ("latest", now)):
             storage.set_study_user_attr(known[0].id, name, value)
+
+    def note(self, attributes: dict[str, Any]) -> None:
+        """Keep attributes of the study; where the storage fails it goes without them."""
+        with contextlib.suppress(UserError):
+            for study in self.found()[:1]:
+                for name, value in attributes.items():
+                    self.storage.guarded(lambda: self.storage.opened().set_study_user_attr(study.id, name, value))  # noqa: B023
+
+    def noted(self, name: str) -> dict[str, Any]:
+        """A dictionary that :meth:`note` has kept."""
+        attributes = [self.storage.opened().get_study_user_attrs(study.id) for study in self.found()[:1]]
+        kept = attributes[0].get(name) if attributes else None
+        return kept if isinstance(kept, dict) else {}
 
     def of(self, optimizer: str) -> Study:
         """The study whose ``optimizer`` parameter can take ``optimizer``, which :meth:`start` was told of."""

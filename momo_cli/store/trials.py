@@ -20,7 +20,7 @@ _POINTS = 10  # intermediate values: enough for Optuna's plots, and each costs a
 _NUMBER, _TEXT = (int, float, type(None)), (str, type(None))
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("objective", "initial", "train_loss", "val_loss", "seconds", "capped"), _NUMBER),
-    **{"status": str, "metrics": dict, "steps": int, "error": _TEXT, "curve": list},
+    **{"status": str, "metrics": dict, "initials": dict, "steps": int, "error": _TEXT, "curve": list},
     "step_sizes": (list, type(None)),
 }
 

@@ -164,11 +164,12 @@ class Initial(NamedTuple):
     """What was measured before the first step, the same for all runs of a seed.
 
     Attributes:
-        objective: ℓ0; None where it isn't known.
-        loss: What divergence is measured against: the objective where that is a loss, else ``val_loss``.
+        of: ℓ0 of each objective that was measured, by its name.
+        loss: What divergence is measured against, whatever the objective: ``val_loss`` where there is ``val``, else
+            ``train_loss``.
     """
 
-    objective: float | None
+    of: dict[str, float]
     loss: float
 
 
@@ -178,14 +179,18 @@ def measure_initial(task: Task, objective: str, settings: Settings, device: torc
     No generator, buffer or mode is other afterwards, so that training goes as if nothing had been measured.
     """
     with generators_restored(task.train, task.val):
-        if objective == "train_loss":
-            loss = train_loss_before(task, settings, device)
-            value: float | None = loss
-        else:
-            before = evaluate(task, settings, device)
-            assert before.val_loss is not None
-            value, loss = before.of(objective, None), before.val_loss
-    return Initial(task.initial if task.initial is not None else value, loss)
+        before = evaluate(task, settings, device)
+        train_loss = train_loss_before(task, settings, device) if objective == "train_loss" else None
+    before.of(objective, train_loss)
+    return initial_of(task, before, train_loss)
+
+
+def initial_of(task: Task, before: Evaluation, train_loss: float | None) -> Initial:
+    """What was measured of the model as it is; ``train_loss`` is known where there is no ``val``."""
+    measured = {"train_loss": train_loss, "val_loss": before.val_loss, **before.metrics}
+    known = {name: value for name, value in measured.items() if value is not None}
+    loss = known["train_loss" if before.val_loss is None else "val_loss"]
+    return Initial(known if task.initial is None else dict.fromkeys(known, task.initial), loss)
 
 
 def train_loss_before(task: Task, settings: Settings, device: torch.device) -> float:

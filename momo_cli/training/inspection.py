@@ -13,7 +13,7 @@ from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import known_length
 from momo_cli.task.loading import TaskSource
 from momo_cli.training.data import batch_size, generators_restored, move
-from momo_cli.training.evaluation import Initial, evaluate, objective_name, train_loss_before
+from momo_cli.training.evaluation import evaluate, initial_of, objective_name, train_loss_before
 from momo_cli.training.run.clock import step_times
 from momo_cli.training.run.training_run import TrainingRun
 from momo_cli.training.stack.checks import check_stack
@@ -79,7 +79,8 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         alone = str(reason)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    initial = Initial(before.of(objective, train_loss), train_loss if before.val_loss is None else before.val_loss)
+    before.of(objective, train_loss)
+    initial = initial_of(task, before, train_loss)
     momo = RunSpec(OptimizerSpec.parse("momo"), 1.0, seed)
     few = dataclasses.replace(settings, steps=_STEPS, epochs=None, schedule="constant", warmup=0.0)
     run = TrainingRun(task, momo, few, device, initial=initial)
@@ -94,7 +95,7 @@ def inspect_task(source: TaskSource, settings: Settings, device: torch.device, s
         batch_size=batch_size(first),
         steps=task.count_steps(settings.steps, settings.epochs),
         objective=objective,
-        initial=initial.objective,
+        initial=initial.of.get(objective),
         train_loss=train_loss,
         losses=run.record.history.losses,
         step_seconds=sorted(times)[len(times) // 2],

@@ -94,7 +94,7 @@ def ended(run):
 
 def claims_of(url, grace=60):
     claims = Claims(Storage(url, grace), NAME, KEY)
-    claims.start(["momo"], "train_loss", frozenset())
+    claims.start(["momo"], "train_loss", False, frozenset())
     return claims
 
 

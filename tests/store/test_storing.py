@@ -35,7 +35,7 @@ def test_what_the_process_writes_is_what_a_writer_here_writes(folder):
             for run in runs_of(5):
                 runs.add(run)
         reread = Store(url).open(KEY)
-        assert reread.objective == "val_loss"
+        assert [info.objective for info in Store(url).studies()] == ["val_loss"]
         stored.append(reread.runs())
     assert stored[0] == stored[1] == runs_of(5)
 

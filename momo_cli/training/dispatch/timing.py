@@ -27,7 +27,7 @@ _GPU_STEPS = 24  # of which the first ones are for compiling kernels and capturi
 _LONG = 0.5  # seconds after which several steps are enough
 _SEVERAL = 3
 _TOO_LONG = 3  # times the steps on one thread, after which several threads are given up
-_UNKNOWN = Initial(None, math.inf)  # nothing is evaluated, and no run diverges
+_UNKNOWN = Initial({}, math.inf)  # nothing is evaluated, and no run diverges
 
 
 class StepTimes:

@@ -72,11 +72,13 @@ class RunRecord:
             UserError: The task has no such objective.
         """
         value = None if after is None else after.of(self.objective, self.history.train_loss)
-        ended = self.stopped or ("ok" if value is not None and math.isfinite(value) else "diverged")
+        finite = after is not None and all(math.isfinite(v) for v in (value, after.val_loss) if v is not None)
+        ended = self.stopped or ("ok" if finite else "diverged")
         return self.spec.result(
             status=ended,
             objective=value if ended == "ok" else None,
-            initial=self.initial.objective,
+            initial=self.initial.of.get(self.objective),
+            initials=self.initial.of,
             train_loss=self.history.train_loss,
             val_loss=None if after is None else after.val_loss,
             metrics={} if after is None else after.metrics,

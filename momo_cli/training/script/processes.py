@@ -18,6 +18,16 @@ PATIENCE = 10.0  # seconds from SIGTERM to SIGKILL
 _LEAVING = 1.0  # seconds that children have to end after the script itself
 _GONE = 5.0  # seconds that the system may take to end what was killed
 _PAUSE = 0.02  # seconds between two looks
+# Where this process ends and hasn't said so, by kill -9 say, everything of the script is ended.
+_GUARD = """read said && exit
+end() {
+    kill "-$1" -- "-$2"
+    for process in /proc/[0-9]*; do grep -qzxF -- "$3" "$process/environ" && kill "-$1" "${process#/proc/}"; done
+}
+end TERM "$@"
+sleep 10
+end KILL "$@"
+"""
 
 
 class Processes:
@@ -52,6 +62,13 @@ class Processes:
             )
         except OSError as error:
             raise UserError(f"The command {words[0]!r} can't be started: {error.strerror}.") from None
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "momo-guard", str(self._script.pid), self._mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self.ended = threading.Event()
         # Waiting with a time limit, Python looks again and again; this tells at once.
         threading.Thread(target=self._wait, name="momo-wait", daemon=True).start()
@@ -65,6 +82,10 @@ class Processes:
     def code(self) -> int:
         """The script's exit code; of one that a signal ended, its negative number."""
         return self._script.returncode
+
+    def release(self) -> None:
+        """Let what the script may have left be: to be called when it has ended."""
+        self._guard.communicate(b"ended\n")
 
     def end(self, hurry: threading.Event) -> None:
         """End every process of the script: SIGTERM, after 10 s SIGKILL; at once when ``hurry`` is set."""

@@ -107,9 +107,14 @@ class Reports:
             return self.losses.values[0]
         return start
 
-    def loss_before(self, objective: str) -> float:
-        """The loss that divergence is measured against: ℓ0 where that is a loss, else the first training loss."""
-        initial = self.initial(objective) if "loss" in objective.lower() else None
+    @property
+    def names(self) -> list[str]:
+        """What can be an objective."""
+        return ["train_loss"] * bool(self.losses.values) + [name for name in self.series if name != "loss"]
+
+    def loss_before(self) -> float:
+        """What divergence is measured against, for any objective: ℓ0 of ``val_loss``, or the first training loss."""
+        initial = self.initial(self.objective(None))
         return self.losses.values[0] if initial is None else initial
 
 

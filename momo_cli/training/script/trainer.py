@@ -193,6 +193,7 @@ class _Active:
                 break
             self._tell(life)
         processes.end_children(trainer._hurry)
+        processes.release()
         if self.interrupted.is_set():
             return None
         used = _read(ways, ended=True)
@@ -238,8 +239,7 @@ class _Life:
         losses, self.reports = reports.losses, reports
         if losses.values:
             if self._divergence is None or self._divergence.losses is not losses:
-                before = reports.loss_before(reports.objective(self.objective))
-                self._divergence = Divergence(losses, before, self.steps)
+                self._divergence = Divergence(losses, reports.loss_before(), self.steps)
             self._divergence()
         self.diverged = not reports.finite or (self._divergence is not None and self._divergence.passed)
 
@@ -257,9 +257,10 @@ class _Life:
         objective = reports.objective(self.objective)
         value = reports.last(objective)
         if losses.values and not self.diverged:
-            self.diverged = Divergence(losses, reports.loss_before(objective), losses.span)()
+            self.diverged = Divergence(losses, reports.loss_before(), losses.span)()
         common: dict[str, Any] = {
             "initial": reports.initial(objective),
+            "initials": {name: start for name in reports.names if (start := reports.initial(name)) is not None},
             "train_loss": reports.last("train_loss"),
             "val_loss": reports.last("val_loss"),
             "metrics": {n: reports.last(n) for n in reports.series if n not in ("loss", "val_loss")},

@@ -1,0 +1,226 @@
+"""What is asked of momo, in plain values: the command line and Python both come to this, and are one from here on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from momo_cli.errors import UserError, did_you_mean
+from momo_cli.experiment import Collected, Display, Experiment
+from momo_cli.plan import OptimizerSpec, Settings, grid, parse_lrs, parse_optimizers
+from momo_cli.plan.learning_rates import parse_range
+from momo_cli.report import numbers
+from momo_cli.reporting import trials_of
+from momo_cli.script_experiment import ScriptExperiment
+from momo_cli.search import PRUNERS, SAMPLERS, Search, search
+from momo_cli.store import DEFAULT_URL, GRACE, Store
+from momo_cli.task.function import FunctionSource
+from momo_cli.task.loading import TaskSource
+from momo_cli.training.script import Command, Reading
+
+Range = tuple[float, float] | str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keywords of :func:`sweep`, :func:`compare` and :func:`recommend`; each is the command's option of that name.
+
+    Attributes:
+        optimizers: Specs such as ``adamw(weight_decay=0.1)``; of a script any words.
+        lrs: Learning rates for all, or by optimizer; a string as the command takes.
+        seeds: Seeds 0 … N-1.
+        steps: Training steps of a run.
+        epochs: Passes over the data instead.
+        schedule: ``constant``, ``cosine``, ``linear`` or ``wsd``.
+        warmup: Share of the steps with a rising learning rate.
+        amp: ``off``, ``bf16`` or ``fp16``.
+        clip: Largest gradient norm.
+        objective: ``train_loss``, ``val_loss`` or a metric.
+        maximize: Larger values of the objective are better.
+        task_args: Keyword arguments of the task's function (``--set``).
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:0,cuda:1`` or ``mps``.
+        together: Runs trained at once in one process: ``auto``, ``off`` or a number.
+        jobs: Processes.
+        trials: Trials of an Optuna study for each optimizer, instead of ``lrs``.
+        lr_range: The learning rates to search.
+        tune: Ranges of further arguments to search, by name.
+        sampler: Optuna's sampler.
+        pruner: Optuna's pruner.
+        storage: Optuna's storage URL; None keeps nothing. Default: ``MOMO_STORAGE``, else ``sqlite:///momo.db``.
+        study: Name of the study.
+        fresh: Train again what is stored.
+        read: Of a script: a regular expression for each line of its output.
+        read_file: Of a script: a CSV or JSON file that it leaves.
+        timeout: Of a script: seconds of a run.
+        grace: Seconds after which runs of a process that sends no heartbeats go to others.
+        progress: Show the display, on a terminal or in a notebook.
+    """
+
+    optimizers: str | Sequence[str] | None = None
+    lrs: str | Sequence[str | float] | Mapping[str, str | Sequence[float]] | None = None
+    seeds: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    schedule: str = "constant"
+    warmup: float = 0.0
+    amp: str = "off"
+    clip: float | None = None
+    objective: str | None = None
+    maximize: bool = False
+    task_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    device: str = "auto"
+    together: int | Literal["auto", "off"] = "auto"
+    jobs: int | None = None
+    trials: int | None = None
+    lr_range: Range | None = None
+    tune: Mapping[str, Range] = dataclasses.field(default_factory=dict)
+    sampler: str = "tpe"
+    pruner: str = "none"
+    storage: str | None = dataclasses.field(default_factory=lambda: os.environ.get("MOMO_STORAGE", DEFAULT_URL))
+    study: str | None = None
+    fresh: bool = False
+    read: str | None = None
+    read_file: str | None = None
+    timeout: float | None = None
+    grace: int = GRACE
+    progress: bool = False
+
+    def settings(self) -> Settings:
+        """What changes a run's result."""
+        return Settings(**{name: getattr(self, name) for name in Settings().key()})
+
+    def reading(self) -> Reading:
+        """How a script's numbers are read."""
+        return Reading(self.read, self.read_file, self.objective)
+
+    def experiment(self, source: TaskSource | Command, store: Store) -> Experiment:
+        """The task, and how its runs are trained and kept.
+
+        Raises:
+            UserError: An option is wrong, or for scripts alone.
+        """
+        together: int | Literal["auto"] = 1 if self.together == "off" else self.together
+        how = (self.settings(), store, self.device, self.study, self.fresh, together)
+        if isinstance(source, Command):
+            return ScriptExperiment(source, *how, self.jobs, reading=self.reading(), timeout=self.timeout)
+        self.check_function()
+        if isinstance(source, FunctionSource) and (self.jobs or 1) > 1:
+            raise UserError(
+                f"jobs={self.jobs}: {source.name} is in no file that others can import, so that it is trained in this "
+                "process alone.\nPut it in a file of its own, or leave jobs out."
+            )
+        return Experiment(source, *how, 1 if isinstance(source, FunctionSource) else self.jobs)
+
+    def check_function(self) -> None:
+        """Find options that a task which is a function doesn't take.
+
+        Raises:
+            UserError: There is one.
+        """
+        for name in ("read", "read_file", "timeout"):
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for a training script: momo sweep … -- python train.py --lr {{lr}}."
+                )
+
+    def specs(self, experiment: Experiment, default: str) -> list[OptimizerSpec]:
+        """The optimizers asked for, else ``default``; of a script any words, by default one.
+
+        Raises:
+            UserError: A spec is wrong, or there is none.
+        """
+        texts = [self.optimizers] if isinstance(self.optimizers, str) else list(self.optimizers or [])
+        if isinstance(experiment, ScriptExperiment):
+            found = experiment.optimizers(texts)
+        else:
+            found = parse_optimizers(texts or [default])
+        if not found:
+            raise UserError("--optimizer names no optimizer.\nFor instance -o momo,adam.")
+        return found
+
+    def search(self) -> Search | None:
+        """The Optuna study asked for; None where a grid is.
+
+        Raises:
+            UserError: There is no such sampler or pruner, a range is none, or a grid is asked for, too.
+        """
+        if self.trials is None:
+            for name in ("lr_range", "tune"):
+                if getattr(self, name):
+                    flag = name.replace("_", "-")
+                    raise UserError(f"--{flag} is for an Optuna study: say how many trials with --trials N.")
+            return None
+        if self.lrs:
+            raise UserError(
+                "--lrs and --trials were both given: a study chooses the learning rates.\n"
+                "Give their range with --lr-range LOW:HIGH."
+            )
+        return Search(
+            self.trials,
+            one_of("--sampler", self.sampler, SAMPLERS),
+            one_of("--pruner", self.pruner, PRUNERS),
+            None if self.lr_range is None else _range(self.lr_range, "--lr-range "),
+            {name: _range(ends, f"--tune {name}=") for name, ends in self.tune.items()},
+        )
+
+
+def collect(
+    experiment: Experiment,
+    options: Options,
+    default: str,
+    default_seeds: int,
+    display: Callable[[int], contextlib.AbstractContextManager[Display]],
+) -> Collected:
+    """Train what the options ask for and isn't stored: a grid, or an Optuna study.
+
+    Args:
+        experiment: From :meth:`Options.experiment`.
+        options: The options.
+        default: Optimizers where none are asked for.
+        default_seeds: Seeds of a grid where none are asked for.
+        display: Makes what the user sees, given the number of runs.
+
+    Raises:
+        UserError: Something is wrong; see :meth:`Experiment.collect`.
+    """
+    how, optimizers = options.search(), options.specs(experiment, default)
+    if how is None:
+        specs = grid(optimizers, parse_lrs(_lrs(options.lrs), optimizers), options.seeds or default_seeds)
+        with display(len(specs)) as shown:
+            return experiment.collect(specs, shown)
+    seeds = options.seeds or 1
+    with display(len(optimizers) * how.trials * seeds) as shown:
+        return trials_of(search(experiment, optimizers, how, seeds, shown), how)
+
+
+def one_of(flag: str, word: str, known: Sequence[str]) -> str:
+    """``word``, if it is one of ``known``.
+
+    Raises:
+        UserError: It isn't.
+    """
+    if word not in known:
+        raise UserError(
+            f"{flag} {word}: there is no such value.{did_you_mean(word, list(known))}\n"
+            f"Write {numbers.names(list(known), 'or')}."
+        )
+    return word
+
+
+def _lrs(given: str | Sequence[str | float] | Mapping[str, str | Sequence[float]] | None) -> list[str]:
+    """Learning rates as ``--lrs`` takes them."""
+    if given is None:
+        return []
+    if isinstance(given, Mapping):
+        return [f"{label}={values}" for label, own in given.items() for values in _lrs(own)]
+    if isinstance(given, str):
+        return [given]
+    texts = [lr for lr in given if isinstance(lr, str)]
+    return texts or [",".join(repr(float(lr)) for lr in given)]
+
+
+def _range(given: Range, flag: str) -> tuple[float, float]:
+    return parse_range(given if isinstance(given, str) else "{!r}:{!r}".format(*map(float, given)), flag)
