@@ -48,6 +48,8 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 1
     except SystemExit as left:
+        if isinstance(left.__context__, BrokenPipeError):  # Typer's answer to a reader of stdout that has left
+            return 1
         print(f"momo: the task's code ended the program: sys.exit({left.code!r}).", file=sys.stderr)
         return 2
     except Exception as error:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -60,6 +63,13 @@ def test_export_and_import_give_the_same_figures(momo):
     assert json.loads(momo("compare", "--json", "-")[1])["task"] == "runs.csv"
     code, out, _ = momo("export")
     assert code == 0 and len(out.splitlines()) == 13
+    reader, writer = os.pipe()
+    os.close(reader)  # as of a pipe to head that has seen enough
+    done = subprocess.run(
+        [sys.executable, "-m", "momo_cli", "export"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_an_imported_table_never_imports_a_module(momo, folder):
