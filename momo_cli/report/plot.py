@@ -5,6 +5,7 @@ Lines differ by colour, dashes and marker, in colours that the colour-blind can 
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -113,7 +114,16 @@ def figure(report: Report, kind: str) -> Figure:
         raise UserError(f"There is no plot {kind!r}.{did_you_mean(kind, list(names))}\nWrite {', '.join(names)}.")
     style: Any = STYLE
     with matplotlib.rc_context(style):
-        return draw(report, names[kind])
+        figure = draw(report, names[kind])
+    # A notebook shows it by itself only where pyplot has been imported.
+    figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def draw(report: Report, kind: str) -> Figure:

@@ -73,6 +73,7 @@ def test_what_is_seen_of_a_report(momo, build):
         report.plot("curve")
     tags = _Tags()
     tags.feed(report._repr_html_())
+    assert report.plot()._repr_png_().startswith(b"\x89PNG")
     assert tags.open == [] and tags.seen["table"] == 2 and "html" not in tags.seen and "img" not in tags.seen
     assert "Use " in report._repr_html_() and ".momo th" in report._repr_html_()
 
