@@ -159,11 +159,13 @@ def choose(work: Work) -> tuple[Candidate, list[str]]:
     if allowed[0].together > 1:
         allowed, lines = _without_refused(allowed, work)
     may_stack = allowed[0].together < allowed[-1].together
-    if len(allowed) == 1:
+    # One run, too, goes into a stack where that saves making an optimizer.
+    one = work.device.type == "cpu" and work.resources.together == "auto" and stackable(work.specs, work.settings)
+    if len(allowed) == 1 and not (one and work.needs_no_optimizer()):
         return allowed[0], lines
     if work.times.gradient * work.steps < _TRIFLE:
-        stack = may_stack and work.needs_no_optimizer() and not work.why_no_stack()
-        return (dataclasses.replace(allowed[0], together=allowed[-1].together) if stack else allowed[0]), lines
+        stack = (may_stack or one) and work.needs_no_optimizer() and not work.why_no_stack()
+        return (dataclasses.replace(allowed[0], together=max(2, allowed[-1].together)) if stack else allowed[0]), lines
     if may_stack and work.computes():
         allowed = [candidate for candidate in allowed if candidate.together == 1]
     elif may_stack:

@@ -54,8 +54,8 @@ class Trainer:
         waiting = list(specs)
         how = (self.settings, self.device, self.watch, self.initials)
         while waiting:
-            chunk = waiting[: max(1, together)]
-            if len(chunk) == 1:
+            chunk = waiting[:together]
+            if together == 1:
                 yield chunk[0], train_run(self.source, chunk[0], *how)
                 del waiting[0]
                 continue

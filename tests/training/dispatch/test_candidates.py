@@ -129,12 +129,19 @@ def test_a_step_is_timed_by_what_it_takes(folder, monkeypatch, read_every):
     assert StepTimes(find_task("wrong.py").build(0, CPU), specs_of(3), Settings(), CPU).gradient == 0.0
 
 
-@pytest.mark.parametrize("how", [("--together", "8", "--jobs", "1"), ()], ids=["together", "little work"])
+GRID_OF_FOUR = ("--lrs", "1e-2:1:4")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [(*GRID_OF_FOUR, "--together", "8", "--jobs", "1"), GRID_OF_FOUR, ("--lrs", "0.1", "-o", "adam")],
+    ids=["together", "little work", "one run"],
+)
 def test_a_stack_needs_no_optimizer_of_torchs(momo_process, how):
     """Making the first one takes torch a second: it imports its compiler. So little work goes into a stack, untimed."""
     code = (
         "import sys; from momo_cli.__main__ import run\n"
-        f"assert run(['sweep', 'digits-mlp', '--lrs', '1e-2:1:4', '--steps', '9', '-q', *{how}]) == 0\n"
+        f"assert run(['sweep', 'digits-mlp', '--steps', '9', '-q', *{how}]) == 0\n"
         "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules and 'optuna' not in sys.modules\n"
     )
     process = momo_process(interpreter=("-c", code))
