@@ -46,7 +46,12 @@ def test_commands_in_their_order(momo, folder, monkeypatch):
     ]
     assert len(commands) >= 10
     for command in commands:
-        code, out, err = momo(*shlex.split(command)[1:])
+        for _ in range(5):
+            code, out, err = momo(*shlex.split(command)[1:])
+            # Gloo's threads may abort a process of torch's that is ending (pytorch/pytorch pull request 179291). As for
+            # whoever meets that, the same command trains again what failed.
+            if not ("torchrun" in command and "SIGABRT" in err):
+                break
         assert code == 0, (command, err)
         assert "Failed" not in err and (out or "export" in command or "work" in command)
     for file in ("result.json", "table.md", "stability.png", "report.html", "runs.csv"):

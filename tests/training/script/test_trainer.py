@@ -321,15 +321,18 @@ for step in range(20):
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     momo_cli.log(step=step, loss=loss.detach(), rank_of=rank)
 sys.stdout.write(f"by hand {rank} {loss.item()!r}\\n")
-"""  # with destroy_process_group() at the end, some in a hundred gloo processes abort as they exit
+"""
 
 
 def test_torchrun(environment, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Path("train.py").write_text(TORCHRUN)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", "{lr}"]
-    with ScriptTrainer(Command.parse(words), Reading(objective="train_loss"), Path("momo-runs")) as trainer:
-        ((_, run),) = trainer.train([spec(0.05)])
+    for _ in range(5):
+        with ScriptTrainer(Command.parse(words), Reading(objective="train_loss"), Path("momo-runs")) as trainer:
+            ((_, run),) = trainer.train([spec(0.05)])
+        if "SIGABRT" not in (run.error or ""):  # of gloo's threads at the end: pytorch/pytorch pull request 179291
+            break
     output = next(Path("momo-runs").glob("*/momo-stdout.txt")).read_text()
     by_hand = dict(re.findall(r"by hand (\d) (\S+)", output))
     assert run.status == "ok" and run.steps == 20 and run.metrics == {"rank_of": 0.0}
