@@ -25,21 +25,16 @@ Range = tuple[float, float] | str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Settings):
     """The keywords of :func:`sweep`, :func:`compare` and :func:`recommend`; each is the command's option of that name.
+
+    They are these, and those of :class:`momo_cli.plan.Settings`: ``steps``, ``epochs``, ``schedule``, ``warmup``,
+    ``amp``, ``clip``, ``objective`` and ``maximize``.
 
     Attributes:
         optimizers: Specs such as ``adamw(weight_decay=0.1)``; of a script any words.
         lrs: Learning rates for all, or by optimizer; a string as the command takes.
         seeds: Seeds 0 … N-1.
-        steps: Training steps of a run.
-        epochs: Passes over the data instead.
-        schedule: ``constant``, ``cosine``, ``linear`` or ``wsd``.
-        warmup: Share of the steps with a rising learning rate.
-        amp: ``off``, ``bf16`` or ``fp16``.
-        clip: Largest gradient norm.
-        objective: ``train_loss``, ``val_loss`` or a metric.
-        maximize: Larger values of the objective are better.
         task_args: Keyword arguments of the task's function (``--set``).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0,cuda:1`` or ``mps``.
         together: Runs trained at once in one process: ``auto``, ``off`` or a number.
@@ -62,14 +57,6 @@ class Options:
     optimizers: str | Sequence[str] | None = None
     lrs: str | Sequence[str | float] | Mapping[str, str | Sequence[float]] | None = None
     seeds: int | None = None
-    steps: int | None = None
-    epochs: float | None = None
-    schedule: str = "constant"
-    warmup: float = 0.0
-    amp: str = "off"
-    clip: float | None = None
-    objective: str | None = None
-    maximize: bool = False
     task_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     device: str = "auto"
     together: int | Literal["auto", "off"] = "auto"
@@ -90,7 +77,7 @@ class Options:
 
     def settings(self) -> Settings:
         """What changes a run's result."""
-        return Settings(**{name: getattr(self, name) for name in Settings().key()})
+        return Settings(**self.key())
 
     def reading(self) -> Reading:
         """How a script's numbers are read."""
@@ -153,7 +140,7 @@ class Options:
                     flag = name.replace("_", "-")
                     raise UserError(f"--{flag} is for an Optuna study: say how many trials with --trials N.")
             return None
-        if self.lrs:
+        if self.lrs is not None and len(self.lrs):
             raise UserError(
                 "--lrs and --trials were both given: a study chooses the learning rates.\n"
                 "Give their range with --lr-range LOW:HIGH."
@@ -216,10 +203,7 @@ def _lrs(given: str | Sequence[str | float] | Mapping[str, str | Sequence[float]
         return []
     if isinstance(given, Mapping):
         return [f"{label}={values}" for label, own in given.items() for values in _lrs(own)]
-    if isinstance(given, str):
-        return [given]
-    texts = [lr for lr in given if isinstance(lr, str)]
-    return texts or [",".join(repr(float(lr)) for lr in given)]
+    return [given] if isinstance(given, str) else [lr if isinstance(lr, str) else repr(float(lr)) for lr in given]
 
 
 def _range(given: Range, flag: str) -> tuple[float, float]:

@@ -63,7 +63,7 @@ class Settings:
 
     def key(self) -> dict[str, Any]:
         """What distinguishes stored runs of these settings from others."""
-        return dataclasses.asdict(self)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
 
     @classmethod
     def given(cls, key: dict[str, Any]) -> dict[str, Any]:

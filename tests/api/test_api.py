@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib.figure
 import pytest
+import torch
 from support import ROOT, TASK
 
 import momo_cli
@@ -43,6 +44,16 @@ def test_the_same_runs_as_the_command(momo, build):
         assert report.to_dict() == document  # reused: even the seconds agree
         assert results(report) == results(kept_apart)
     assert not [name for name in os.listdir() if "momo-" in name]
+
+
+@pytest.mark.parametrize(
+    "lrs", [["0.1", 1.0], (0.1, 1), torch.tensor([0.1, 1.0], dtype=torch.double), {"sgd": [1, "0.1"]}]
+)
+def test_learning_rates_of_any_kind(build, lrs):
+    report = momo_cli.sweep(build, optimizers="sgd", lrs=lrs, steps=2, storage=None)
+    assert [run.lr for run in report.runs] == [0.1, 1.0]
+    with pytest.raises(momo_cli.UserError, match="both given"):
+        momo_cli.sweep(build, optimizers="sgd", lrs=lrs, trials=2, steps=2, storage=None)
 
 
 def test_results_are_typed_and_named_as_in_the_document(build):
