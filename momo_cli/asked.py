@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -49,7 +50,8 @@ class Options(Settings):
         fresh: Train again what is stored.
         read: Of a script: a regular expression for each line of its output.
         read_file: Of a script: a CSV or JSON file that it leaves.
-        timeout: Of a script: seconds of a run.
+        timeout: Seconds after which a run is ended, as ``failed``; of a stack's time a run's is its share.
+        checkpoint: Seconds from one checkpoint of a run under way to the next; by default none are kept.
         grace: Seconds after which runs of a process that sends no heartbeats go to others.
         progress: Show the display, on a terminal or in a notebook.
     """
@@ -72,6 +74,7 @@ class Options(Settings):
     read: str | None = None
     read_file: str | None = None
     timeout: float | None = None
+    checkpoint: float | None = None
     grace: int = GRACE
     progress: bool = False
 
@@ -90,16 +93,24 @@ class Options(Settings):
             UserError: An option is wrong, or for scripts alone.
         """
         together: int | Literal["auto"] = 1 if self.together == "off" else self.together
+        for flag, seconds in (("--timeout", self.timeout), ("--checkpoint", self.checkpoint)):
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise UserError(f"{flag} {seconds:g}: it must be a positive number of seconds.")
+        if self.checkpoint is not None and self.storage is None:
+            raise UserError("checkpoint: without a storage nothing is kept. Name one, or leave checkpoint out.")
         how = (self.settings(), store, self.device, self.study, self.fresh, together)
         if isinstance(source, Command):
-            return ScriptExperiment(source, *how, self.jobs, reading=self.reading(), timeout=self.timeout)
+            return ScriptExperiment(source, *how, self.jobs, self.timeout, self.checkpoint, reading=self.reading())
         self.check_function()
-        if isinstance(source, FunctionSource) and (self.jobs or 1) > 1:
-            raise UserError(
-                f"jobs={self.jobs}: {source.name} is in no file that others can import, so that it is trained in this "
-                "process alone.\nPut it in a file of its own, or leave jobs out."
-            )
-        return Experiment(source, *how, 1 if isinstance(source, FunctionSource) else self.jobs)
+        if isinstance(source, FunctionSource):
+            for name, given in (("jobs", (self.jobs or 1) > 1), ("timeout", self.timeout is not None)):
+                if given:
+                    raise UserError(
+                        f"{name}={getattr(self, name)}: {source.name} is in no file that others can import, so that it "
+                        f"is trained in this process alone.\nPut it in a file of its own, or leave {name} out."
+                    )
+        jobs = 1 if isinstance(source, FunctionSource) else self.jobs
+        return Experiment(source, *how, jobs, self.timeout, self.checkpoint)
 
     def check_function(self) -> None:
         """Find options that a task which is a function doesn't take.
@@ -107,7 +118,7 @@ class Options(Settings):
         Raises:
             UserError: There is one.
         """
-        for name in ("read", "read_file", "timeout"):
+        for name in ("read", "read_file"):
             if getattr(self, name) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')} is for a training script: momo sweep … -- python train.py --lr {{lr}}."

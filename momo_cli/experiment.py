@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -18,9 +20,13 @@ from momo_cli.runs import Run, check_objective
 from momo_cli.store import Store, StoredRuns, study_key
 from momo_cli.task.loading import TaskSource
 
+FOLDER = "momo-runs"
+"""The folder beside the store that takes the folders of the studies."""
+
 _LOOK = 1.0  # seconds between looks at runs that others hold
 
 if TYPE_CHECKING:
+    from momo_cli.training.checkpoints import Checkpoints
     from momo_cli.training.dispatch.candidates import Resources
     from momo_cli.training.dispatch.executor import Trains
     from momo_cli.training.probe import Probe
@@ -81,6 +87,8 @@ class Experiment:
         fresh: Train runs that are stored, too.
         together: ``--together``: how many runs to train at once, 1 being ``off``; ``auto`` measures.
         jobs: ``--jobs``, or None.
+        timeout: ``--timeout``, seconds of a run, or None.
+        checkpoint: ``--checkpoint``, seconds between two checkpoints of a run, or None.
         search: How an Optuna study samples its runs, which then are a study of their own; None for grids.
         tuned_have_defaults: Whether arguments that ``--tune`` varies may be left out.
     """
@@ -93,12 +101,26 @@ class Experiment:
     fresh: bool = False
     together: int | Literal["auto"] = "auto"
     jobs: int | None = None
+    timeout: float | None = None
+    checkpoint: float | None = None
     search: dict[str, Any] | None = None
     tuned_have_defaults: ClassVar[bool] = True
 
     def stored(self) -> StoredRuns:
         """The stored runs of this task and settings."""
         return self.store.open(self.key(), self.study)
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The folder that takes what its runs leave while they are under way, and what scripts leave for good."""
+        return self.store.folder / FOLDER / re.sub(r"[^\w.+-]", "_", self.stored().name)
+
+    @functools.cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of its runs."""
+        from momo_cli.training.checkpoints import NOWHERE, Checkpoints
+
+        return NOWHERE if self.fresh else Checkpoints(self.folder, self.key(), self.checkpoint)
 
     def key(self) -> dict[str, Any]:
         """Everything that changes a result."""
@@ -171,7 +193,8 @@ class Experiment:
         from momo_cli.training.devices import parse_devices
         from momo_cli.training.dispatch.candidates import Resources
 
-        return Resources(parse_devices(self.device), self.together, self.jobs)
+        devices = parse_devices(self.device)
+        return Resources(devices, self.together, self.jobs, self.timeout, self.checkpoints)
 
     def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Probe, str]:
         """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
@@ -245,6 +268,7 @@ class Session:
             self._open.__exit__(kind, error, traceback)
         finally:
             self.display.lost(self.stored.waiting)
+            self._drop_checkpoints()
 
     def collect(self, specs: list[RunSpec]) -> list[Run]:
         """The runs of ``specs``, in that order."""
@@ -260,6 +284,11 @@ class Session:
         self._measure_before(specs)
         self.stored.note(self.objective, self.experiment.settings.maximize)
         return [self.found[spec.key] for spec in specs if spec.key in self.found]
+
+    def _drop_checkpoints(self) -> None:
+        """Delete the checkpoints of runs that are stored."""
+        if isinstance(self.experiment.source, TaskSource) and self.experiment.folder.is_dir():
+            self.experiment.checkpoints.drop(filter(self.stored.stores, self.found))
 
     def _under(self, run: Run) -> Run:
         return run.under(self.objective) if self.objective else run
@@ -310,6 +339,7 @@ class Session:
     def _ended(self, spec: RunSpec, run: Run) -> None:
         self.found[spec.key] = self._under(run)
         self.display.finished(spec, run)
+        self._drop_checkpoints()
 
     def _start(self, specs: list[RunSpec]) -> Trains:
         experiment = self.experiment

@@ -16,6 +16,10 @@ from typing import Any
 _PATIENCE = 1.0  # seconds a process has to end when told to
 
 
+class Ended(SystemExit):
+    """This process was told to end."""
+
+
 def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) -> tuple[Any, Connection]:
     """A new process that runs ``target(connection, *arguments)``, and our end of the connection.
 
@@ -36,10 +40,14 @@ def _run(target: Callable[..., None], *arguments: Any) -> None:
     # its workers as in a fresh interpreter; started like this one, each would import torch and the user's libraries.
     multiprocessing.set_start_method(None, force=True)
     # Python's own way out ends such workers; killed by the signal, this process would leave them behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _told_to_end)
     if not multiprocessing.current_process().daemon:
         threading.Thread(target=_end_with_the_parent, name="momo-parent", daemon=True).start()
     target(*arguments)
+
+
+def _told_to_end(*_: object) -> None:
+    raise Ended(128 + signal.SIGTERM)
 
 
 def _end_with_the_parent() -> None:

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from momo_cli.training.dispatch.executor import Trains
     from momo_cli.training.run.record import Watch
 
-FOLDER = "momo-runs"
-"""The folder beside the store that takes the folders of the runs, ``{dir}``."""
-
-_FUNCTION_ONLY = {"together": "auto", "schedule": "constant", "warmup": 0.0, "amp": "off", "clip": None}
+_FUNCTION_ONLY = {
+    "together": "auto",
+    "schedule": "constant",
+    "warmup": 0.0,
+    "amp": "off",
+    "clip": None,
+    "checkpoint": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +60,16 @@ class ScriptExperiment(Experiment):
     Attributes:
         source: The command.
         reading: How the script's numbers are read.
-        timeout: ``--timeout``, seconds of a run, or None.
     """
 
     source: Command
     reading: Reading = dataclasses.field(default_factory=Reading)
-    timeout: float | None = None
     tuned_have_defaults = False
 
     def __post_init__(self) -> None:
         self.reading.check()
         for name, default in _FUNCTION_ONLY.items():
-            given = self.together if name == "together" else getattr(self.settings, name)
+            given = getattr(self if name in ("together", "checkpoint") else self.settings, name)
             if given != default:
                 raise UserError(
                     f"--{name} {given} is for tasks that are functions; a script does that by itself, or doesn't.\n"
@@ -121,8 +123,7 @@ class ScriptExperiment(Experiment):
         """What runs the command; arguments and errors as for :meth:`Experiment.trainer`."""
         self.check_optimizers(specs)
         name = self.settings.objective or objective
-        under = self.store.folder / FOLDER / re.sub(r"[^\w.+-]", "_", self.stored().name)
-        return name, ScriptTrainer(self.source, self.reading, under, name, self.limits(), watch, display.said)
+        return name, ScriptTrainer(self.source, self.reading, self.folder, name, self.limits(), watch, display.said)
 
     def limits(self) -> Limits:
         """How many scripts run at once, where, and for how long.

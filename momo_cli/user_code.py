@@ -7,12 +7,13 @@ import traceback
 from pathlib import Path
 
 from momo_cli.errors import UserError
+from momo_cli.processes import Ended
 
 _OURS = tuple(str(Path(__file__).resolve().parent.parent / package) for package in ("momo_cli", "momo"))
 
 
 #: What is never the user's code's error, among all that may come out of it.
-OURS = (UserError, KeyboardInterrupt, GeneratorExit)
+OURS = (UserError, KeyboardInterrupt, GeneratorExit, Ended)
 
 
 class UserCodeError(Exception):

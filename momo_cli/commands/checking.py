@@ -43,10 +43,8 @@ def check(
     if isinstance(source, Command):
         _check_script(source, task_options, optimizer, lrs)
         return
-    if optimizer is not None or lrs is not None:
-        raise UserError(
-            "momo check takes --optimizer and --lrs for a training script alone: no step of a task needs them."
-        )
+    if optimizer is not None or lrs is not None or task_options.timeout is not None:
+        raise UserError("momo check takes --optimizer, --lrs and --timeout for a training script alone.")
     device = parse_devices(task_options.device)[0]
     cpu.prepare(device)  # as in training
     try:

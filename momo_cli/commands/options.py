@@ -84,6 +84,24 @@ StudyOption = Annotated[
         metavar="NAME", help="Name of the study; by default one for each task and settings.", rich_help_panel=_STORE
     ),
 ]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="End a run after this time, as failed; in a stack, after its share of it.",
+        rich_help_panel=_TRAINING,
+        show_default=False,
+    ),
+]
+CheckpointOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Keep a checkpoint of each run under way so often, in momo-runs beside the store; runs go on from there.",
+        rich_help_panel=_TRAINING,
+        show_default=False,
+    ),
+]
 
 
 @dataclasses.dataclass
@@ -143,10 +161,7 @@ class TaskOptions:
             metavar="PATH", help="A CSV or JSON file that a script leaves, as {dir}/log.csv.", rich_help_panel=_SCRIPT
         ),
     ] = None
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="End a run of a script after this time.", rich_help_panel=_SCRIPT),
-    ] = None
+    timeout: TimeoutOption = None
 
     def asked(self) -> Options:
         """The options in plain values.
@@ -243,6 +258,7 @@ class TrainingOptions(TaskOptions):
             show_default=False,
         ),
     ] = None
+    checkpoint: CheckpointOption = None
     storage: StorageOption = DEFAULT_URL
     study: StudyOption = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is stored.", rich_help_panel=_STORE)] = False

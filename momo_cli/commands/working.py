@@ -12,10 +12,12 @@ import typer
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import (
     COMMAND,
+    CheckpointOption,
     GraceOption,
     OutputOptions,
     StorageOption,
     StudyOption,
+    TimeoutOption,
     TrainingOptions,
     task_argument,
 )
@@ -36,6 +38,8 @@ def work(
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:0,cuda:1 or mps.")] = "auto",
     together: Annotated[str, typer.Option(metavar="auto|off|N", help="Runs trained at once in one process.")] = "auto",
     jobs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes.", show_default=False)] = None,
+    timeout: TimeoutOption = None,
+    checkpoint: CheckpointOption = None,
     grace: GraceOption = GRACE,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.")] = False,
 ) -> None:
@@ -59,7 +63,15 @@ def work(
             break
         info = opened[0]
         done.add(info.study)
-        options = TrainingOptions(device=device, together=together, jobs=jobs, storage=storage, grace=grace)
+        options = TrainingOptions(
+            device=device,
+            together=together,
+            jobs=jobs,
+            timeout=timeout,
+            checkpoint=None if "command" in info.key else checkpoint,
+            storage=storage,
+            grace=grace,
+        )
         experiment = _experiment(info, options)
         specs = [_spec(asked, "command" in info.key) for asked in store.read(info.study).open_runs()]
         if specs:

@@ -23,6 +23,15 @@ class RunSpec:
         """What a stored run must have in common with this one to stand for it."""
         return _key(self.optimizer.label, self.lr, self.seed, dict(self.params))
 
+    @property
+    def name(self) -> str:
+        """The run in words.
+
+        >>> RunSpec(OptimizerSpec.parse("momo"), 0.1, 2).name
+        'momo at lr 0.1, seed 2'
+        """
+        return f"{self.optimizer.label} at lr {self.lr:g}, seed {self.seed}"
+
     def result(self, **fields: object) -> Run:
         """The :class:`Run` that this spec becomes."""
         return Run(self.optimizer.label, self.lr, self.seed, params=dict(self.params), **fields)  # type: ignore[arg-type]

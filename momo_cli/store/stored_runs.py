@@ -170,6 +170,10 @@ class StoredRuns:
         """How many of the runs given to :meth:`add` are not stored."""
         return len(self._unstored)
 
+    def stores(self, key: object) -> bool:
+        """Whether the run of this key, which is known or was given to :meth:`add`, is stored."""
+        return key not in self._unstored
+
     def __enter__(self) -> StoredRuns:
         return self
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -74,27 +76,87 @@ def batch_size(batch: Any) -> int:
     return next((len(tensor) for tensor in tensors(batch) if tensor.dim()), 1)
 
 
-def endless(train: Iterable[Any]) -> Iterator[Any]:
-    """The batches of ``train``, pass after pass."""
-    while True:
-        empty = True
-        for batch in train:
-            empty = False
-            yield batch
-        if empty:
-            raise UserError(
-                "train gave no batch at its second pass: it must be possible to iterate it again and again."
-            )
+class Batches:
+    """The batches of ``train``, pass after pass, and the place in them.
+
+    Args:
+        train: The batches.
+        keeps_place: Whether :meth:`place` will be asked for.
+    """
+
+    def __init__(self, train: Iterable[Any], keeps_place: bool = False) -> None:
+        self._train, self._keeps = train, keeps_place
+        self._iterator: Iterator[Any] | None = None
+        self._taken = 0
+        self._start: Any = None
+        self._last: Any = None
+
+    def next(self, mark: bool = False) -> Any:
+        """The next batch; ``mark`` where :meth:`place` is asked for right after it."""
+        while True:
+            if self._iterator is None:
+                self._start = Generators(self._train).plain() if self._keeps else None
+                self._iterator, self._taken = iter(self._train), 0
+            before = Generators(self._train).plain() if mark else None
+            for batch in self._iterator:
+                self._taken += 1
+                self._last = (before, digest(batch)) if mark else None
+                return batch
+            if not self._taken:
+                raise UserError(
+                    "train gave no batch at its second pass: it must be possible to iterate it again and again."
+                )
+            self._iterator = None
+
+    def place(self) -> dict[str, Any]:
+        """The place behind the marked batch, in plain values."""
+        own = Generators(self._train).plain()
+        return {"start": self._start, "taken": self._taken, "last": self._last, "now": own}
+
+    def go_to(self, place: dict[str, Any]) -> None:
+        """Go to a place in such batches, where the generators stand there, too; those before it are drawn once more.
+
+        Raises:
+            ValueError: The batch before it isn't the same again: the order of the data depends on something else than
+                the generators, as on the number of passes.
+        """
+        self._start, self._taken = place["start"], 0
+        before, last = place["last"]
+        Generators.of(self._start, self._train).restore()
+        self._iterator = iter(self._train)
+        for _ in range(place["taken"] - 1):
+            next(self._iterator, None)
+        Generators.of(before, self._train).restore()
+        if digest(next(self._iterator, None)) != last:
+            raise ValueError("the data come in another order")
+        self._taken = place["taken"]
+        Generators.of(place["now"], self._train).restore()
+
+
+def digest(batch: Any) -> str:
+    """A digest of everything in ``batch``."""
+    found = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(others(batch))).encode())
+    for tensor in tensors(batch):
+        found.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        dense = tensor.detach().cpu().to_dense() if tensor.layout != torch.strided else tensor.detach().cpu()
+        found.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 class Generators:
-    """The states of the global random number generators (Python's, NumPy's, torch's on each device), kept aside."""
+    """The states of the global random number generators (Python's, NumPy's, torch's on each device), kept aside.
 
-    def __init__(self) -> None:
+    Args:
+        loaders: Loaders whose own generators, and those of their samplers and datasets, belong to them, too.
+    """
+
+    def __init__(self, *loaders: Any) -> None:
         numpy = sys.modules.get("numpy")
         self._python, self._numpy = random.getstate(), numpy.random.get_state() if numpy else None
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        self._own = [generator for loader in loaders for generator in _own_generators(loader)]
+        self._states = [_state(generator) for generator in self._own]
 
     def moved_in_python(self) -> bool:
         """Whether Python's or NumPy's generator has been drawn from since."""
@@ -109,6 +171,28 @@ class Generators:
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
+        for generator, state in zip(self._own, self._states):
+            _state(generator, state)
+
+    def plain(self) -> list[Any]:
+        """The states as plain values and tensors, which a file can hold."""
+        return [_plain(state) for state in (self._python, self._numpy, self._torch, self._cuda, self._states)]
+
+    @classmethod
+    def of(cls, plain: list[Any], *loaders: Any) -> Generators:
+        """The states that :meth:`plain` returned, for the same loaders made anew."""
+        self = cls(*loaders)
+        self._python, self._numpy, self._torch, self._cuda, self._states = plain
+        return self
+
+
+def _plain(state: Any) -> Any:
+    """``state`` with lists for NumPy's arrays and numbers for its scalars."""
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    if isinstance(state, (tuple, list)):
+        return type(state)(map(_plain, state))
+    return state.tolist() if hasattr(state, "tolist") and not isinstance(state, torch.Tensor) else state
 
 
 @contextlib.contextmanager
@@ -117,15 +201,11 @@ def generators_restored(*loaders: Any) -> Iterator[None]:
 
     Measuring before training must not change the order of the data that training sees.
     """
-    own = [generator for loader in loaders for generator in _own_generators(loader)]
-    states = [_state(generator) for generator in own]
-    before = Generators()
+    before = Generators(*loaders)
     try:
         yield
     finally:
         before.restore()
-        for generator, state in zip(own, states):
-            _state(generator, state)
 
 
 def _own_generators(loader: Any) -> list[Any]:

@@ -121,7 +121,7 @@ def test_set_and_jobs_and_files(momo, script):
         (["sweep", "--lrs", "1", "--"], "no command after --"),
         (["sweep", "--lrs", "1", *WORDS[:3]], "holds no {lr}"),
         (["sweep", "--lrs", "1", "--read", "(", *WORDS[:4]], "no regular expression"),
-        (["sweep", "--timeout", "3", "mymodule"], "is for a training script"),
+        (["check", "--timeout", "3", "mymodule"], "for a training script alone"),
         (["check", "--lrs", "3", "mymodule"], "for a training script alone"),
         *(
             (["sweep", "--lrs", "1", *flag.split(), *WORDS[:4]], f"{flag} is for tasks that are functions")

@@ -15,6 +15,7 @@ from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Builds, Task
 from momo_cli.training import cpu
+from momo_cli.training.checkpoints import NOWHERE, Checkpoints
 from momo_cli.training.data import move
 from momo_cli.training.dispatch.timing import StepTimes
 from momo_cli.training.stack.checks import check_stack
@@ -38,11 +39,15 @@ class Resources:
         devices: Where to train; several get a process each.
         together: ``--together``: ``auto``, or the most runs at once (1 for ``off``).
         jobs: ``--jobs``: processes, None for what the machine can feed.
+        timeout: ``--timeout``: seconds of a run, of a stack's time its share; None for no end.
+        checkpoints: Those of runs under way.
     """
 
     devices: Sequence[torch.device]
     together: int | str = "auto"
     jobs: int | None = None
+    timeout: float | None = None
+    checkpoints: Checkpoints = NOWHERE
 
 
 @dataclasses.dataclass(frozen=True)

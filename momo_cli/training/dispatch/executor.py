@@ -58,7 +58,7 @@ class Executor:
         self._built: Builds = probe or source
         self.chosen: Candidate | None = None
         self._workers: Workers | None = None
-        self._trainer = Trainer(self._built, settings, resources.devices[0], watch, say)
+        self._trainer = Trainer(self._built, settings, resources.devices[0], watch, say, resources.checkpoints)
 
     def __enter__(self) -> Executor:
         cpu.prepare(self.resources.devices[0])
@@ -82,11 +82,13 @@ class Executor:
         """
         chosen = self.chosen or self._choose(specs)
         size = min(chosen.together, math.ceil(len(specs) / chosen.processes))
-        units = Units(specs, size, claim or claim_first)
-        if chosen.processes > 1:
+        begun = [checkpoint.specs for checkpoint in self.resources.checkpoints.find(specs, self.say)]
+        units = Units(specs, size, claim or claim_first, begun)
+        if chosen.processes > 1 or self.resources.timeout is not None:
             if self._workers is None:
-                devices = [self.resources.devices[i % len(self.resources.devices)] for i in range(chosen.processes)]
-                self._workers = Workers(self.source, self.settings, list(map(str, devices)), self.watch, self.say)
+                self._workers = Workers(
+                    self.source, self.settings, self.resources, chosen.processes, self.watch, self.say
+                )
             yield from self._workers.train(units, chosen.together)
             return
         if chosen.threads > 1:

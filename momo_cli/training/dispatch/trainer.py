@@ -10,6 +10,7 @@ from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.task.definition import Builds
+from momo_cli.training.checkpoints import NOWHERE, Checkpoints, Keeper
 from momo_cli.training.evaluation import Initial
 from momo_cli.training.run.record import Watch
 from momo_cli.training.run.training_run import train_run
@@ -26,6 +27,9 @@ class Trainer:
         device: Where they are trained.
         watch: Told of each run's progress; True stops that run as pruned.
         say: Takes lines for the user.
+        checkpoints: Of runs under way.
+        begins: Told of the runs that are begun together.
+        steps: Called before each step.
 
     Attributes:
         initials: ℓ0 of each seed, as far as it is known.
@@ -38,8 +42,12 @@ class Trainer:
         device: torch.device,
         watch: Watch | None = None,
         say: Callable[[str], None] = lambda line: None,
+        checkpoints: Checkpoints = NOWHERE,
+        begins: Callable[[Sequence[RunSpec]], None] = lambda specs: None,
+        steps: Callable[[], None] = lambda: None,
     ) -> None:
         self.source, self.settings, self.device, self.watch, self.say = source, settings, device, watch, say
+        self.checkpoints, self.begins, self.steps = checkpoints, begins, steps
         self.initials: dict[int, Initial] = {}
 
     def train(self, specs: Sequence[RunSpec], together: int) -> Iterator[tuple[RunSpec, Run]]:
@@ -53,14 +61,18 @@ class Trainer:
         """
         waiting = list(specs)
         how = (self.settings, self.device, self.watch, self.initials)
+        begun = self.checkpoints.find(waiting)
         while waiting:
-            chunk = waiting[:together]
-            if together == 1:
-                yield chunk[0], train_run(self.source, chunk[0], *how)
-                del waiting[0]
+            goes_on = begun.pop() if begun else None
+            chunk = waiting[:together] if goes_on is None else list(goes_on.specs)
+            keeper = Keeper(self.checkpoints.path(chunk), self.checkpoints.every, goes_on, self.say, self.steps)
+            self.begins(chunk)
+            if not goes_on.stacked if goes_on else together == 1:
+                yield chunk[0], train_run(self.source, chunk[0], *how, keeper)
+                waiting.remove(chunk[0])
                 continue
             try:
-                for spec, run in train_stack(self.source, chunk, *how):
+                for spec, run in train_stack(self.source, chunk, *how, keeper):
                     waiting.remove(spec)
                     yield spec, run
             except CannotStack as reason:

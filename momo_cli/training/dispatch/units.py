@@ -26,14 +26,22 @@ class Units:
         specs: The runs.
         size: The most runs in a unit.
         claim: See :data:`Claim`.
+        begun: Units to begin with, whatever their size: runs that go on together.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], size: int, claim: Claim) -> None:
-        self._open, self._size, self._claim = list(specs), size, claim
+    def __init__(
+        self, specs: Sequence[RunSpec], size: int, claim: Claim, begun: Sequence[Sequence[RunSpec]] = ()
+    ) -> None:
+        self._open, self._size, self._claim, self._begun = list(specs), size, claim, list(begun)
 
     def next(self) -> list[RunSpec]:
         """The runs of the next unit; none where none is left."""
-        claimed = self._claim(self._open, self._size) if self._open else []
+        claimed: list[RunSpec] = []
+        while self._begun and not claimed:
+            unit = self._begun.pop(0)
+            claimed = self._claim(unit, len(unit))
+        if self._open and not claimed:
+            claimed = self._claim(self._open, self._size)
         taken = set(claimed)
         self._open = [spec for spec in self._open if spec not in taken] if claimed else []
         return claimed

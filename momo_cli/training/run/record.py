@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -62,6 +62,21 @@ class RunRecord:
             if watch(self.spec, int(step), history.steps, loss):
                 self.stopped = "pruned"
 
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`load_state` needs, in plain values and tensors."""
+        return {
+            "history": dict(vars(self.history)),
+            "step_sizes": dict(vars(self.step_sizes)),
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        vars(self.history).update(state["history"])
+        vars(self.step_sizes).update(state["step_sizes"])
+        self.seconds, self.stopped = state["seconds"], state["stopped"]
+
     def result(self, after: Evaluation | None = None) -> Run:
         """The run as it ended.
 
@@ -102,6 +117,7 @@ class Reader:
 
     Attributes:
         taken: Steps taken so far.
+        all_read: Whether the reports of all of them have been read.
     """
 
     def __init__(self, records: Sequence[RunRecord], device: torch.device, watch: Watch | None) -> None:
@@ -109,18 +125,21 @@ class Reader:
         self._every = reading_interval(device)
         self._unread: list[torch.Tensor] = []
 
-    def add(self, report: torch.Tensor) -> bool:
-        """Take the report of a step, ``[figures, runs]``; returns whether none is unread now."""
+    @property
+    def all_read(self) -> bool:
+        return not self._unread
+
+    def add(self, report: torch.Tensor) -> None:
+        """Take the report of a step, ``[figures, runs]``."""
         self._unread.append(report)
         self.taken += 1
         if len(self._unread) < self._every and self.taken < self.records[0].history.steps:
-            return False
+            return
         reports = [report.tolist()] if len(self._unread) == 1 else torch.stack(self._unread).tolist()
         self._unread.clear()
         for i, record in enumerate(self.records):
             if record.stopped is None:
                 record.add([[figure[i] for figure in report] for report in reports], self.watch)
-        return True
 
 
 def reading_interval(device: torch.device) -> int:

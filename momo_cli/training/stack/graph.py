@@ -10,6 +10,7 @@ import torch
 
 from momo_cli.errors import first_line
 from momo_cli.training.data import Generators, map_tensors, tensors
+from momo_cli.training.model_state import numbers_of
 from momo_cli.training.stack.models import CannotStack
 from momo_cli.training.stack.step import Step
 
@@ -83,9 +84,9 @@ class CapturedStep:
         except Exception as error:  # what can't be captured can still be trained
             self.gave_up = first_line(error)
             return self.step(batches, factors)
-        numbers = _numbers(self.step.stack.objective)
+        numbers = numbers_of(self.step.stack.objective)
         plain = self.step(static, self._factors.unbind())
-        if _numbers(self.step.stack.objective) != numbers:
+        if numbers_of(self.step.stack.objective) != numbers:
             self.gave_up = "a number in the model changes from step to step"
         elif not all(_same(a, b) for a, b in zip(repeated, (*state, plain))):
             self.gave_up = "a repeated step gave other values"
@@ -127,13 +128,6 @@ def _cloned(item: Any) -> torch.Tensor:
     if not isinstance(item, torch.Tensor):
         raise TypeError(f"a batch holds a {type(item).__name__}, whose tensors can't be replaced")
     return item.clone()
-
-
-def _numbers(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """What each module keeps in plain Python values."""
-    return [
-        {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))} for module in model.modules()
-    ]
 
 
 def _same(repeated: torch.Tensor, plain: torch.Tensor) -> bool:

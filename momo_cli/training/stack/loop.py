@@ -13,8 +13,10 @@ from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.task.definition import Builds, Task
-from momo_cli.training.data import Generators, batch_size, endless, move
+from momo_cli.training.checkpoints import NOT_KEPT, Keeper
+from momo_cli.training.data import Batches, Generators, batch_size, move
 from momo_cli.training.evaluation import Evaluation, Initial, evaluate, measure_initial, objective_name
+from momo_cli.training.model_state import load_numbers, numbers_of
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
 from momo_cli.training.stack.checks import check_seeds
 from momo_cli.training.stack.graph import CapturedStep, record_cuda
@@ -31,24 +33,41 @@ class Seed:
 
     Args:
         task: The seed's task, built just now.
-        settings: As for a single run, and so are ``device`` and ``initial``.
+        settings: As for a single run, and so are ``device``, ``initial`` and ``keeps_state``.
     """
 
-    def __init__(self, task: Task, settings: Settings, device: torch.device, initial: Initial | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        device: torch.device,
+        initial: Initial | None = None,
+        keeps_state: bool = False,
+    ) -> None:
         self.task, self.device = task, device
         task.model.to(device).train()
         self.objective = objective_name(task, settings)
         self.steps = task.count_steps(settings.steps, settings.epochs)
         self.initial = initial or measure_initial(task, self.objective, settings, device)
-        self._batches = endless(task.train)
+        self._batches = Batches(task.train, keeps_state)
         self._generators = Generators()
 
-    def next_batch(self) -> Any:
-        """The next batch, drawn with this seed's own generators; they are left changed."""
+    def next_batch(self, mark: bool) -> Any:
+        """The next batch, drawn with this seed's own generators; the global ones are left changed."""
         self._generators.restore()
-        batch = move(next(self._batches), self.device)
+        batch = move(self._batches.next(mark), self.device)
         self._generators = Generators()
         return batch
+
+    def state(self) -> dict[str, Any]:
+        """Its place in the data, after a marked batch; the global generators are left changed."""
+        self._generators.restore()
+        return {"initial": tuple(self.initial), "batches": self._batches.place()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` returned; errors as for :meth:`Batches.go_to`."""
+        self._batches.go_to(state["batches"])
+        self._generators = Generators()
 
 
 class StackedRuns:
@@ -107,8 +126,11 @@ class StackedRuns:
         """Whether the last step is taken, or every run has stopped."""
         return self._reader.taken == self.steps or not any(record.stopped is None for record in self.records)
 
-    def step(self) -> list[tuple[RunSpec, Run]]:
+    def step(self, mark: bool = False) -> list[tuple[RunSpec, Run]]:
         """Take one step; returns the runs that stopped in it.
+
+        Args:
+            mark: Whether :meth:`state` is asked for right after it.
 
         Raises:
             CannotStack: The stack can't be trained any further.
@@ -116,13 +138,58 @@ class StackedRuns:
         self._stopwatch.start()
         going = [record for record in self.records if record.stopped is None]
         factors = [group.schedule.factor(self._reader.taken, self.steps) for group in self._groups]
-        all_read = self._reader.add(self._take_step(_next_batches(list(self.seeds.values())), factors))
+        self._reader.add(self._take_step(_next_batches(list(self.seeds.values()), mark), factors))
         self._stopwatch.share(self.records)
         stopped = [record for record in going if record.stopped is not None]
         gone = len(self.records) - len(going) + len(stopped)
-        if stopped and all_read and not self.done and gone * _LEFT >= len(self.records):
+        if stopped and self._reader.all_read and not self.done and gone * _LEFT >= len(self.records):
             self._compact()
         return [(record.spec, record.result()) for record in stopped]
+
+    def state(self) -> dict[str, Any] | None:
+        """Everything that the next step depends on; None after the last, or where reports of steps are unread."""
+        if self.done or not self._reader.all_read:
+            return None
+        generators = Generators()
+        state = {
+            "taken": self._reader.taken,
+            "x": self.stack.x,
+            "fixed": self.stack.fixed,
+            "numbers": numbers_of(self.stack.objective),
+            "groups": [(group.start, group.end) for group in self._groups],
+            "optimizers": [group.optimizer.checkpoint() for group in self._groups],
+            "records": [record.state() for record in self.records],
+            "seeds": {seed: self.seeds[seed].state() for seed in self.seeds},
+            "generators": generators.plain(),
+        }
+        generators.restore()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> list[tuple[RunSpec, Run]]:
+        """Go on from what :meth:`state` returned, of which these runs are ``state["rows"]``.
+
+        Returns:
+            Those that had stopped.
+
+        Raises:
+            ValueError: The data come in another order.
+        """
+        rows = list(state["rows"])
+        with torch.no_grad():
+            self.stack.x.copy_(state["x"][rows])
+        self.stack.fixed = {name: buffer[rows].to(self.device) for name, buffer in state["fixed"].items()}
+        load_numbers(self.stack.objective, state["numbers"])
+        of_groups = ([row - start for row in rows if start <= row < end] for start, end in state["groups"])
+        kept = [(own, rows) for own, rows in zip(state["optimizers"], of_groups) if rows]
+        for group, (own, rows_of_group) in zip(self._groups, kept, strict=True):
+            group.optimizer.load_checkpoint(own, rows_of_group)
+        for record, row in zip(self.records, rows, strict=True):
+            record.load_state(state["records"][row])
+        self._reader.taken = state["taken"]
+        for number, seed in self.seeds.items():
+            seed.load_state(state["seeds"][number])
+        Generators.of(state["generators"]).restore()
+        return [(record.spec, record.result()) for record in self.records if record.stopped is not None]
 
     def finish(self) -> list[tuple[RunSpec, Run]]:
         """Evaluate the runs that took all steps, and return them."""
@@ -181,6 +248,7 @@ def train_stack(
     device: torch.device,
     watch: Watch | None = None,
     initials: dict[int, Initial] | None = None,
+    keeper: Keeper = NOT_KEPT,
 ) -> Iterator[tuple[RunSpec, Run]]:
     """Train ``specs`` in one stack, and yield each run as it ends.
 
@@ -188,6 +256,7 @@ def train_stack(
         source: Builds the task, once for each seed.
         specs: As for :class:`StackedRuns`, and so are ``settings``, ``device`` and ``watch``.
         initials: ℓ0 of each seed where it is known; is added to.
+        keeper: Keeps their checkpoints, and knows the one that they go on from.
 
     Raises:
         CannotStack: The stack can't be trained; the runs not yielded yet must be trained alone.
@@ -195,14 +264,30 @@ def train_stack(
     """
     initials = {} if initials is None else initials
     stopwatch = Stopwatch()
-    try:
-        seeds = {}
-        for seed in dict.fromkeys(spec.seed for spec in specs):
-            seeds[seed] = Seed(source.build(seed, device), settings, device, initials.get(seed))
-            initials[seed] = seeds[seed].initial
+    stopped: list[tuple[RunSpec, Run]] = []
+
+    def make(state: dict[str, Any] | None) -> StackedRuns:
+        known = (
+            dict(initials) if state is None else {s: Initial(*kept["initial"]) for s, kept in state["seeds"].items()}
+        )
+        seeds = {
+            seed: Seed(source.build(seed, device), settings, device, known.get(seed), keeper.keeps)
+            for seed in dict.fromkeys(spec.seed for spec in specs)
+        }
         runs = StackedRuns(seeds, specs, settings, device, watch, stopwatch)
+        if state is not None:
+            stopped.extend(runs.load_state(state))
+        return runs
+
+    try:
+        runs = keeper.begin(make)
+        initials.update((seed, runs.seeds[seed].initial) for seed in runs.seeds)
+        yield from stopped
         while not runs.done:
-            yield from runs.step()
+            due = keeper.before_step()
+            yield from runs.step(mark=due)
+            if due and (state := runs.state()) is not None:
+                keeper.save([record.spec for record in runs.records], state, stacked=True)
         yield from runs.finish()
     except (CannotStack, *OURS, torch.OutOfMemoryError):
         raise
@@ -219,14 +304,14 @@ def prepare_step(
     return CapturedStep(step, record_cuda(stack.device)) if stack.device.type == "cuda" else step
 
 
-def _next_batches(seeds: Sequence[Seed]) -> list[Any]:
+def _next_batches(seeds: Sequence[Seed], mark: bool) -> list[Any]:
     """The next batch of each seed.
 
     A step's own draws, for dropout say, go on where the last step's ended, and never change the order of the data: more
     runs in a stack draw more.
     """
     of_steps = Generators()
-    batches = [seed.next_batch() for seed in seeds]
+    batches = [seed.next_batch(mark) for seed in seeds]
     of_steps.restore()
     return batches
 

@@ -31,6 +31,12 @@ class Rows(Protocol):
     def keep(self, rows: torch.Tensor, x: torch.Tensor) -> None:
         """Go on with these rows alone; ``x`` is where their parameters lie now."""
 
+    def checkpoint(self) -> Any:
+        """Everything that changes, in plain values and tensors."""
+
+    def load_checkpoint(self, kept: Any, rows: Sequence[int]) -> None:
+        """Go on from these rows of what :meth:`checkpoint` returned."""
+
 
 class _Vectorized:
     """State in tensors with a row for each run, changed in place, so that a step can be captured (``graph.py``)."""
@@ -58,6 +64,19 @@ class _Vectorized:
     def state(self) -> list[torch.Tensor]:
         """Every tensor that a step may change."""
         return [value for value in vars(self).values() if isinstance(value, torch.Tensor)] + self.buffers
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that changes, in plain values and tensors."""
+        return {name: value for name, value in vars(self).items() if name != "arguments"}
+
+    def load_checkpoint(self, kept: dict[str, Any], rows: Sequence[int]) -> None:
+        """Go on from these rows of what :meth:`checkpoint` returned."""
+        device = self.lr.device
+        vars(self).update(
+            {name: value.to(device) if torch.is_tensor(value) else value for name, value in kept.items()},
+            buffers=[buffer.to(device) for buffer in kept["buffers"]],
+        )
+        self.keep(torch.tensor(rows, device=device), self.lr)
 
     def count_on_device(self) -> None:
         """Keep the number of steps in a tensor from now on."""
@@ -227,6 +246,13 @@ class RowByRow:
         for parameters, row in zip(self.rows, x):
             for parameter, view in zip(parameters, self._views(row)):
                 parameter.data = view
+
+    def checkpoint(self) -> list[dict[str, Any]]:
+        return [stepper.optimizer.state_dict() for stepper in self.steppers]
+
+    def load_checkpoint(self, kept: list[dict[str, Any]], rows: Sequence[int]) -> None:
+        for stepper, row in zip(self.steppers, rows, strict=True):
+            stepper.optimizer.load_state_dict(kept[row])
 
     def finish(self) -> None:
         """Put optimizers that have modes into theirs for evaluation, which may change the parameters in place."""
