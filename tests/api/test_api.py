@@ -171,7 +171,7 @@ def test_a_study(build):
         (3, {}, "a string as the command takes"),
         ("digits-mlp", {"optimizers": "adm"}, "Did you mean"),
         ("digits-mlp", {"lrs": [-1]}, "not a positive number"),
-        ("digits-mlp", {"timeout": 3}, "training script"),
+        ("digits-mlp", {"read": "(x)"}, "training script"),
         ("digits-mlp", {"lr_range": (1, 2)}, "trials"),
         (lambda seed: None, {"jobs": 2}, "process alone"),
         (lambda seed: None, {"steps": 2}, "not a task"),
