@@ -9,6 +9,7 @@ own functions alone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,6 +112,9 @@ class Relational:
         self._studies, self._trials, self._params, self._values, self._attributes, self._intermediate = (
             tables.tables[name] for name in _TABLES
         )
+        for column in itertools.chain.from_iterable(table.columns for table in tables.tables.values()):
+            if hasattr(column.type, "asdecimal"):  # MySQL's, which then would round to ten digits
+                column.type.asdecimal = False
 
     @contextlib.contextmanager
     def transaction(self, study: int) -> Iterator[None]:
