@@ -533,6 +533,9 @@ class TruncatedModelOptimizer(Optimizer):
                         f"this isn't the state of a {name}: it has no {', '.join(missing)}. (The state of momo-opt "
                         "0.1.0 can't be continued: it lacks the average of the losses and the lower bound.)"
                     )
+                foreign = [n for n in state if n not in needed]
+                if foreign:
+                    raise ValueError(f"this isn't the state of a {name}, which has no {', '.join(foreign)}.")
 
         def restore(_: Optimizer) -> None:
             # torch gives all of a parameter's state the parameter's dtype. These stay as they were saved.

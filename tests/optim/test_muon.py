@@ -12,7 +12,6 @@ from optim.making import MUONS, made
 from torch import nn
 
 from momo import MomoAdam, MomoMuon, MomoMuonMax
-from momo.matrices import matrices_of
 
 pytestmark = pytest.mark.usefixtures("passes")
 each = pytest.mark.parametrize("cls", MUONS)
@@ -38,7 +37,7 @@ BF16 = 2.0**-8
 @pytest.fixture
 def exactly(monkeypatch):
     """The iteration in the parameters' own precision, so that rounding to bfloat16 doesn't hide a wrong sum."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda t: t.clone())
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
 
 
 def tensors(seed=0, dtype=torch.float64, shapes=SHAPES):
@@ -275,3 +274,130 @@ def test_a_group_at_rest_and_zero_gradients(cls):
     fresh.step(loss=1.0)
     assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before))
     assert all(v.isfinite().all() for v in fresh.diagnostics().values())
+
+
+# ---- the state ----
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("saved_at", [0, 1, 7])
+def test_a_fresh_optimizer_goes_on_bit_for_bit(cls, dtype, saved_at):
+    options = {"stale_norms": True} if cls is MomoMuonMax else {"adam_lr": 0.3}
+    net = network(dtype)
+    optimizer = cls.for_model(net, lr=0.5, **options)
+    train(net, optimizer, 0, saved_at)
+    file = io.BytesIO()
+    torch.save((net.state_dict(), optimizer.state_dict()), file)
+    expected = train(net, optimizer, saved_at, saved_at + 8)
+    file.seek(0)
+    weights, saved = torch.load(file, weights_only=True)
+    other = network(dtype)
+    other.load_state_dict(weights)
+    resumed = cls.for_model(other)
+    resumed.load_state_dict(saved)
+    assert all(map(torch.equal, train(other, resumed, saved_at, saved_at + 8), expected))
+    twin, copied = copy.deepcopy((net, optimizer))
+    ended = (train(n, o, 20, 24) for n, o in ((twin, copied), (net, optimizer)))
+    assert all(map(torch.equal, *ended))
+
+
+def test_the_state_of_another_method_is_refused():
+    net = network()
+    trained = {}
+    for cls in (MomoAdam, *MUONS):
+        trained[cls] = made(cls, net.parameters())
+        train(net, trained[cls], stop=2)
+    for cls in trained:
+        for other in trained:
+            if cls is not other:
+                with pytest.raises(ValueError, match=f"isn't the state of a {cls.__name__}"):
+                    made(cls, network().parameters()).load_state_dict(trained[other].state_dict())
+
+
+# ---- which are matrices, and what is refused ----
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.positions = nn.Embedding(9, 4), nn.Parameter(torch.zeros(7, 4))
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.norm, self.recurrent = nn.LayerNorm((7, 4)), nn.LSTM(4, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.head = nn.Linear(4, 9)
+        self.head.weight = self.table.weight
+
+
+def test_which_parameters_are_matrices():
+    names = [
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "recurrent.weight_ih_l0",
+        "recurrent.weight_hh_l0",
+    ]
+    net = Tied()
+    optimizer = MomoMuon.for_model(net, lr=0.04)
+    assert optimizer.param_groups[0]["param_names"] == names and str(names) in repr(optimizer)
+    assert [id(p) for p in optimizer.matrices] == [id(dict(net.named_parameters())[name]) for name in names]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
+        p.requires_grad for p in net.parameters()
+    )
+    assert [group["lr"] for group in optimizer.param_groups] == [0.04, 0.02]
+    assert [group["lr"] for group in MomoMuonMax.for_model(net, lr=0.04).param_groups] == [0.04, 0.04]
+    copied = copy.deepcopy(MomoMuon.for_model(net, adam_lr=0.3))
+    copied.add_param_group({"params": [("more", torch.zeros(3, requires_grad=True))]})
+    assert [group["lr"] for group in copied.param_groups] == [0.02, 0.3, 0.3]
+    assert "shapes: [(3, 2)]" in repr(MomoMuon([{"params": [torch.zeros(3, 2, requires_grad=True)], "matrices": True}]))
+
+
+@each
+def test_what_cannot_be_right_is_refused(cls):
+    net = network()
+    with pytest.raises(ValueError, match=rf"{cls.__name__}.for_model\(model\)"):
+        cls(net.parameters())
+    with pytest.raises(ValueError, match="finds no hidden weight"):
+        cls.for_model(nn.Linear(3, 1))
+    with pytest.raises(ValueError, match=r"holds a tensor of shape \(12,\)"):
+        cls([{"params": net[0].parameters(), "matrices": True}])
+    for options, words in (
+        ({"adjust_lr_fn": "none"}, "adjust_lr_fn"),
+        ({"ns_steps": 0}, "ns_steps"),
+        ({"ns_coefficients": (1.0, 2.0)}, "ns_coefficients"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            cls.for_model(net, **options)
+    optimizer = cls.for_model(net)
+    optimizer.param_groups[1]["betas"] = (0.5, 0.95)
+    train_one = lambda: train(net, optimizer, stop=1)
+    with pytest.raises(ValueError, match=r"same betas\[0\]"):
+        train_one()
+    half = network(torch.bfloat16)
+    with pytest.raises(RuntimeError, match="fused=True needs compiled passes"):
+        train(half, cls.for_model(half, fused=True), stop=1)
+
+
+@each
+def test_a_changing_set_of_gradients_and_a_skipped_step(cls):
+    """Left out of a step, a matrix stands still and adds nothing; GradScaler's skipped step changes nothing."""
+    params = tensors(dtype=torch.float32)
+    optimizer = made(cls, params, lr=0.02, lb=-1e9)
+    for k in range(12):
+        missing = {i for i in range(len(params)) if (i + k) % 3 == 0}
+        set_gradients(params, k, missing)
+        before = [p.detach().clone() for p in params]
+        optimizer.step(loss=40.0)
+        for i, (p, b) in enumerate(zip(params, before)):
+            assert torch.equal(p, b) == (i in missing)
+            assert p.isfinite().all()
+    set_gradients(params, 0)
+    params[0].grad[0, 0] = math.inf
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))
+    before, state = [p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict())
+    optimizer.record_loss(1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(map(torch.equal, params, before))
+    assert str(optimizer.state_dict()) == str(state)
