@@ -70,22 +70,24 @@ class MatrixPasses:
 
     def move(self, direction: Any, step: Scalar, keep: Scalar, present: Sequence[bool] | None) -> None:
         params, dtype = self.members.params(), self.members.compute_dtype
-        steps = step.tolist() if isinstance(step, Tensor) and on_host(step.device) else step
+        assert isinstance(step, Tensor)  # each shape has a scale
+        steps = step.tolist() if on_host(step.device) else step
         for there, u in self._kept:
             xs = [params[i] for i in there]
             wide = xs if xs[0].dtype is dtype else [x.to(dtype) for x in xs]
             if not (isinstance(keep, float) and keep == 1.0):
-                torch._foreach_mul_(wide, keep)
-            for x, i, matrix in zip(wide, there, [u] if u.dim() == 2 else u.unbind()):
-                own = self._own(i, matrix)
-                if isinstance(steps, Tensor):
-                    x.sub_(own * steps[i] if steps.dim() else own * steps)
-                else:
-                    x.add_(own, alpha=-(steps[i] if isinstance(steps, list) else steps))
+                torch._foreach_mul_(wide, keep.to(dtype) if isinstance(keep, Tensor) else keep)
+            if isinstance(steps, list):
+                for x, i, part in zip(wide, there, self._own(there, u)):
+                    x.add_(part, alpha=-steps[i])
+            else:
+                of_each = torch.stack([steps[i] for i in there]).to(dtype)
+                torch._foreach_sub_(wide, self._own(there, (u * of_each.view(-1, 1, 1)).contiguous()))
             if wide is not xs:
                 torch._foreach_copy_(xs, wide)
         self._kept = []
 
-    def _own(self, index: int, matrix: Tensor) -> Tensor:
-        p = self.members.whole_params[index]
-        return part_like(p, matrix.reshape(p.shape))
+    def _own(self, indices: list[int], u: Tensor) -> list[Tensor]:
+        """This rank's parts of a batch, in the parameters' shapes."""
+        params = [self.members.whole_params[i] for i in indices]
+        return [part_like(p, matrix.reshape(p.shape)) for p, matrix in zip(params, u.view(-1, *u.shape[-2:]).unbind())]

@@ -62,14 +62,14 @@ def loss_of(net, x):
     return (net(x) - x[:, :3].sin()).square().mean()
 
 
-def train(net, optimizer, rank, start=0, stop=STEPS):
+def train(net, optimizer, rank, start=0, stop=STEPS, bound=None):
     """Train on this rank's batches; on the union of all if ``rank`` is None."""
     found = []
     for x in batches()[start:stop]:
         optimizer.zero_grad()
         loss = loss_of(net, x.flatten(0, 1) if rank is None else x[rank])
         loss.backward()
-        optimizer.step(loss=loss)
+        optimizer.step(loss=loss, lower_bound=bound)
         found.append(optimizer.diagnostics()["step_size"].clone())
     return torch.stack(found)
 
@@ -95,6 +95,16 @@ def one_process(rank, name):
     net = model()
     steps = train(net, optimizer_of(name, net, process_group=False), None)
     return whole(net), steps
+
+
+def bounded(rank, name):
+    """Each rank has a bound of its own loss, and one process their mean."""
+    if name == "momo-star":
+        return None
+    net, alone = model(), model()
+    train(DistributedDataParallel(net), optimizer_of(name, net), rank, bound=0.02 * rank)
+    train(alone, optimizer_of(name, alone, process_group=False), None, bound=0.01 * (WORLD - 1))
+    return whole(net), whole(alone)
 
 
 def sharded(rank, name):
@@ -294,6 +304,7 @@ def refused(rank, name):
 CASES = {
     "ddp": ddp,
     "one process": one_process,
+    "bounded": bounded,
     "fsdp2": sharded,
     "hsdp": hybrid,
     "tensor parallel": tensor_parallel,

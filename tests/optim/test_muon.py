@@ -34,12 +34,6 @@ SHAPES = [
 BF16 = 2.0**-8
 
 
-@pytest.fixture
-def exactly(monkeypatch):
-    """The iteration in the parameters' own precision, so that rounding to bfloat16 doesn't hide a wrong sum."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
-
-
 def tensors(seed=0, dtype=torch.float64, shapes=SHAPES):
     gen = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]

@@ -79,6 +79,14 @@ def test_ranks_are_equal_to_the_bit_and_to_one_process(found, case, tolerance, n
     assert (steps < steps.max()).any()  # the steps adapted
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "momo-star"])
+def test_lower_bounds_are_averaged_as_losses_are(found, name):
+    (first, alone), (second, _) = found("bounded", name)
+    assert equal(first, second)
+    for a, b in zip(first, alone):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_that_are_partial_sums(found, name):
     (expected, _), _ = found("partial gradients by hand", name)
