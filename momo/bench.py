@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from momo import Momo, MomoAdam
+from momo import Momo, MomoAdam, MomoMuon, MomoMuonMax
 from momo.passes.compiled import why_not
 
 # Tensors of the size of the parameters that a step has to read and write at least.
@@ -62,6 +62,13 @@ SHAPES: dict[str, Callable[[], list[tuple[int, ...]]]] = {
     "12 Linear(2048, 2048)": lambda: linears(12, 2048),
 }
 GPU_SHAPES = {"ResNet-50": resnet50, "GPT 124M": gpt124m}
+# A step of Muon is limited by products of matrices, and takes seconds for the largest of the others.
+MUON_SHAPES: dict[str, Callable[[], list[tuple[int, ...]]]] = {
+    **{name: SHAPES[name] for name in list(SHAPES)[:3]},
+    "2 transformer layers of width 512": lambda: (
+        [(1536, 512), (512, 512), (2048, 512), (512, 2048), (512,), (512,)] * 2
+    ),
+}
 
 
 def parameters(shapes: list[tuple[int, ...]], device: str) -> list[Tensor]:
@@ -111,6 +118,24 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
     return found
 
 
+def muon_steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """As :func:`steppers`, for Muon: torch's on the matrices and AdamW on the rest, and ours on all."""
+    loss = torch.ones((), device=device)
+    matrices, others = [p for p in params if p.dim() > 1], [p for p in params if p.dim() < 2]
+    muon = torch.optim.Muon(matrices, lr=1e-6, nesterov=False)
+    adamw = torch.optim.AdamW(others, lr=1e-6, fused=True)
+
+    def both() -> None:
+        muon.step()  # type: ignore[no-untyped-call]
+        adamw.step()
+
+    found: dict[str, tuple[str, Callable[[], Any]]] = {"Muon and AdamW fused": ("MomoMuon", both)}
+    for ours in (MomoMuon, MomoMuonMax):
+        groups = [{"params": matrices, "matrices": True}, {"params": others}]
+        found[ours.__name__] = "MomoMuon", functools.partial(ours(groups, lr=1e-6).step, loss=loss)
+    return found
+
+
 def times(steps: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
     """The median time of each step in seconds, taken in turn.
 
@@ -133,14 +158,18 @@ def times(steps: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict
 
 
 def compare(
-    shapes: dict[str, Callable[[], list[tuple[int, ...]]]], device: str, rounds: int | None, reference: Any
+    shapes: dict[str, Callable[[], list[tuple[int, ...]]]],
+    device: str,
+    rounds: int | None,
+    reference: Any,
+    make_steppers: Callable[[list[Tensor], str, Any], dict[str, tuple[str, Callable[[], Any]]]] = steppers,
 ) -> None:
     """Print the table."""
     ratios: dict[str, list[float]] = {}
     for label, make in shapes.items():
         params = parameters(make(), device)
         elements = sum(p.numel() for p in params)
-        found = steppers(params, device, reference)
+        found = make_steppers(params, device, reference)
         count = rounds or max(10, min(100, int(1e8 / elements)))
         measured = times({name: step for name, (_, step) in found.items()}, count, device)
         size = sum(p.numel() * p.element_size() for p in params)
@@ -221,6 +250,10 @@ def main(arguments: list[str] | None = None) -> None:
     shapes = SHAPES if chosen.device == "cpu" else {**SHAPES, **GPU_SHAPES}
     shapes = {name: make for name, make in shapes.items() if chosen.only is None or chosen.only in name}
     compare(shapes, chosen.device, chosen.rounds, reference_package(chosen.reference))
+    muon = {name: make for name, make in MUON_SHAPES.items() if chosen.only is None or chosen.only in name}
+    if muon and hasattr(torch.optim, "Muon"):
+        print("\nMuon")
+        compare(muon, chosen.device, chosen.rounds, None, muon_steppers)
 
 
 if __name__ == "__main__":

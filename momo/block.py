@@ -69,7 +69,7 @@ class Block:
         self._steps, self._rho, self._gamma = (self._one_tensor(name) for name in SCALARS)
         self._scaled_by, self._scales = "", torch.empty(0)  # of matrices: the option, and what it makes of each shape
         if not direction.elementwise:
-            self._passes = MatrixPasses(members, self._passes)
+            self._passes = MatrixPasses(members, self._passes, scratch)
         self._norms = self._one_tensor("norm") if self.shares_norm else None  # of the step before
         self._first = {vector: vector[0] for vector in (self._steps, self._rho)}
         # On the CPU, parameters that have had the same gradients are computed with numbers rather than vectors.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from momo.directions import Momentum
 from momo.method import Scalar
-from momo.passes.members import Members, on_host
+from momo.passes.members import Members, Scratch, on_host
 from momo.sharding import full, part_like, shards
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ class MatrixPasses:
     Args:
         members: matrices, of two or more dimensions; those after the first are taken as one.
         averages: elementwise passes over the same members.
+        scratch: as for :func:`momo.passes.choose`.
     """
 
-    def __init__(self, members: Members, averages: Passes) -> None:
-        self.members, self._averages = members, averages
+    def __init__(self, members: Members, averages: Passes, scratch: Scratch) -> None:
+        self.members, self._averages, self._scratch = members, averages, scratch
         self._parts = shards(members.whole_params[0])
         self._kept: list[tuple[list[int], Tensor]] = []
         self._batches: list[list[int]] = []
@@ -62,7 +63,9 @@ class MatrixPasses:
             d = matrices[0] if len(there) == 1 else torch.stack(matrices)
             u = direction.direction([d], d)
             self._kept.append((there, u))
-            found = (d * u).sum((-2, -1), dtype=dots.dtype).to(dots.device) / self._parts
+            # Nothing cancels in this sum, so rows may be summed in single precision.
+            product = torch.mul(d, u, out=self._scratch.get("work", d.numel(), d.dtype, d.device).view(d.shape))
+            found = product.sum(-1).sum(-1, dtype=dots.dtype).to(dots.device) / self._parts
             for i, norm in zip(there, found.reshape(-1).unbind()):
                 norms[i] = norm
         dots[2] = torch.stack(norms)
