@@ -12,11 +12,12 @@ from momo_cli.training.data import endless, move
 from momo_cli.training.evaluation import (
     Evaluation,
     Initial,
+    Losses,
     evaluate,
     measure_initial,
     objective_name,
     precision,
-    training_loss,
+    training_losses,
 )
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
 from momo_cli.training.run.stepper import Stepper
@@ -58,7 +59,7 @@ class TrainingRun:
         objective = objective_name(task, settings)
         self.steps = task.count_steps(settings.steps, settings.epochs)
         self.stepper = Stepper(
-            spec.optimizer.build([p for p in model.parameters() if p.requires_grad], spec.lr, dict(spec.params)),
+            spec.optimizer.build(model, spec.lr, dict(spec.params)),
             settings.clip,
             torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None,
         )
@@ -79,9 +80,9 @@ class TrainingRun:
         """Take one step."""
         batch = move(next(self._batches), self.device)
 
-        def compute_loss() -> torch.Tensor:
+        def compute_loss() -> Losses:
             with precision(self.settings, self.device):
-                return training_loss(self.task, self.task.model, batch)
+                return training_losses(self.task, self.task.model, batch)
 
         self.stepper.set_lr(self._schedule.factor(self._reader.taken, self.steps))
         loss = self.stepper.step(compute_loss)
