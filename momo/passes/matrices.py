@@ -65,7 +65,7 @@ class MatrixPasses:
             self._kept.append((there, u))
             # Nothing cancels in this sum, so rows may be summed in single precision.
             product = torch.mul(d, u, out=self._scratch.get("work", d.numel(), d.dtype, d.device).view(d.shape))
-            found = product.sum(-1).sum(-1, dtype=dots.dtype).to(dots.device) / self._parts
+            found = product.sum(-1).to(dots.device).sum(-1, dtype=dots.dtype) / self._parts
             for i, norm in zip(there, found.reshape(-1).unbind()):
                 norms[i] = norm
         dots[2] = torch.stack(norms)

@@ -38,7 +38,7 @@ KNOWN: dict[str, Known] = {
     "sgd-nesterov": Known("torch.optim:SGD", 0.1, (("momentum", 0.9), ("nesterov", True))),
     "adam": Known("torch.optim:Adam", 1e-3),
     "adamw": Known("torch.optim:AdamW", 1e-3),
-    "muon": Known("momo_cli.training.muon:Muon", 1e-3),
+    "muon": Known("momo_cli.training.muon:Muon", 0.02),
 }
 
 #: Classes that are made from a model, to know its matrices.

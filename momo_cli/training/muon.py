@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float = 0.02,
         weight_decay: float | None = None,
         momentum: float = 0.95,
         nesterov: bool = True,
