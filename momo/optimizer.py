@@ -267,7 +267,8 @@ class TruncatedModelOptimizer(Optimizer):
         grads = self._gradients()
         blocks = self._prepared(grads)
         assert self._memory is not None
-        self._check_bounds(lower_bound is not None)
+        if lower_bound is not None or self._bounded:
+            self._check_bounds(lower_bound is not None)
         home, options = self._memory.device, self.param_groups[0]
         beta, from_zero = momentum_of(options), options.get("bias_correction", self.from_zero)
 
@@ -303,11 +304,7 @@ class TruncatedModelOptimizer(Optimizer):
         else:
             self._memory.copy_(self._vector([*step.memory, steps], home))
         self._bounded = bool(bound)
-        scales = [self._direction_of(group).scales for group in self.param_groups]
-        self._last = (
-            step,
-            [lrs[id(group)] / (step.memory.rho if scaled else 1.0) for group, scaled in zip(self.param_groups, scales)],
-        )
+        self._last = step, [lrs[id(group)] for group in self.param_groups]
 
     def _reduced(
         self, given: list[Scalar], terms: list[list[Scalar]], blocks: list[Block], home: torch.device
@@ -373,9 +370,10 @@ class TruncatedModelOptimizer(Optimizer):
         """
         if self._last is None or self._memory is None:
             raise RuntimeError("diagnostics() tells about the last step, and none has been taken yet.")
-        step, caps = self._last
+        step, lrs = self._last
         home = self._memory.device
-        cap = self._vector(caps, home)
+        scaled = [self._direction_of(group).scales for group in self.param_groups]
+        cap = self._vector([lr / (step.memory.rho if scales else 1.0) for lr, scales in zip(lrs, scaled)], home)
         multiplier, adaptive, capped, average, bound = self._vector(
             [step.multiplier, step.adaptive, step.capped, step.memory.average, step.memory.lower_bound], home
         ).unbind()

@@ -233,6 +233,12 @@ def _columns(layout: Layout) -> dict[tuple[int, int], list[slice]]:
     return found
 
 
+def _place(row: torch.Tensor, columns: list[slice], values: torch.Tensor) -> None:
+    """Put ``[runs, number, size]`` where the matrices of one shape lie."""
+    for where, own in zip(columns, values.unbind(1)):
+        row[:, where] = own
+
+
 def _signs(
     d: torch.Tensor, arguments: dict[str, Any], layout: Layout
 ) -> Iterator[tuple[list[slice], float, torch.Tensor]]:
@@ -260,8 +266,7 @@ class MomoMuonRows(_TruncatedRows):
         u, _ = super()._direction(g, weight, lr, rho)
         u.mul_((self._adam_lr() / torch.as_tensor(rho)[:, None]).to(u.dtype))
         for columns, scale, signs in _signs(self.buffers[0], self.arguments, self.layout):
-            for where, sign in zip(columns, signs.unbind(1)):
-                u[:, where] = scale * sign
+            _place(u, columns, scale * signs)
         return u, lr
 
     def _adam_lr(self) -> Scalar:
@@ -298,8 +303,7 @@ class MomoMuonMaxRows(_TruncatedRows):
             of_shape = torch.stack([d[:, where] for where in columns], 1)
             norm += (of_shape * signs).sum((1, 2), dtype=norm.dtype)
         for columns, scale, signs in found:
-            for where, sign in zip(columns, signs.unbind(1)):
-                u[:, where] = (norm * scale).to(u.dtype)[:, None] * sign
+            _place(u, columns, (norm * scale).to(u.dtype)[:, None, None] * signs)
         return u, cap
 
 
@@ -324,10 +328,9 @@ class MuonRows(AdamRows):
         u = adam.accumulate(g, self.buffers[:2], torch.empty_like(x)) / (1 - beta**self.steps)
         keep = 1 - lr * (1e-2 if self.own_decay else self.decay) * torch.ones_like(x)
         for columns, scale, signs in _signs(towards, self.arguments, self.layout):
-            for where, sign in zip(columns, signs.unbind(1)):
-                u[:, where] = scale * sign
-                if self.own_decay:
-                    keep[:, where] = 1 - lr * 0.1
+            _place(u, columns, scale * signs)
+            if self.own_decay:
+                _place(keep, columns, (1 - lr * 0.1)[:, :, None].expand_as(signs))
         x.mul_(keep).sub_(lr * u)
 
 
