@@ -158,6 +158,9 @@ def truncated_step(
     Returns:
         A :class:`Step`.
 
+    Raises:
+        ValueError: ``lower_bound`` came with ``use_fstar``.
+
     One gradient of one at the parameter 2, and the loss 2: the model is exact, and the step to its minimum would be 2.
     The learning rate allows 0.5 in the first of three runs.
 
@@ -170,6 +173,8 @@ def truncated_step(
     >>> truncated_step(start, runs, beta=0.9, from_zero=False, lb=0.0).multiplier * caps
     tensor([0.5000, 2.0000, 2.0000])
     """
+    if use_fstar and lower_bound is not None:
+        raise ValueError("lower_bound and use_fstar=True are two sources of one bound: use one of them.")
     weight = weight_of_new(beta, memory.rho, from_zero)
     rho = average(memory.rho, 1.0, weight)
     loss, before = _finite(memory, sums.loss)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from momo.matrices import groups_of
+from momo_cli.errors import UserError
 
 
 class Muon(torch.optim.Optimizer):
@@ -21,7 +22,7 @@ class Muon(torch.optim.Optimizer):
         betas, eps: AdamW's.
 
     Raises:
-        RuntimeError: This torch has no Muon.
+        UserError: This torch has no Muon.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
-            raise RuntimeError(f"muon needs torch 2.9 or newer, and this is {torch.__version__}")
+            raise UserError(f"--optimizer muon needs torch 2.9 or newer, and this is {torch.__version__}.")
         decay: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
         stand_in = [torch.nn.Parameter(torch.zeros(1, 1))]
         muon: Any = torch.optim.Muon(

@@ -72,6 +72,7 @@ def train(net, optimizer, start=0, stop=30, report=lambda optimizer: None):
 # ---- the baseline ----
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("adjust_lr_fn", [None, "original", "match_rms_adamw"])
 @pytest.mark.parametrize("groups", [1, 3])

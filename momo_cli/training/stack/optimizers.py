@@ -139,6 +139,7 @@ class _TruncatedRows(_Vectorized):
             x.new_full((len(x),), value, dtype=self._dtype) for value in (0.0, 0.0, 0.0, float(arguments["lb"]))
         )
         self.first = not self.arguments["bias_correction"]  # the averages start at their first values
+        self.bounded: bool | None = None  # whether each step had a lower bound of its own
 
     def step(self, x: torch.Tensor, g: torch.Tensor, losses: Losses, factor: Scalar) -> dict[str, Any]:
         self.steps += 1
@@ -154,6 +155,9 @@ class _TruncatedRows(_Vectorized):
         dx, du = ((self.buffers[0] * other).sum(1, dtype=self._dtype) for other in (x, u))
         self.gamma.copy_(torch.as_tensor(average(self.gamma, gx, weight)))
         bounds = losses.lower_bound
+        if self.bounded not in (None, bounds is not None):
+            raise ValueError("the task's loss brought a lower bound in some steps and none in others.")
+        self.bounded = bounds is not None
         answer = truncated_step(
             Memory(self.loss_average, self.rho, self.lower_bound),
             Sums(

@@ -13,6 +13,7 @@ from momo_cli.plan import OptimizerSpec, RunSpec, Settings
 from momo_cli.task import find_task
 from momo_cli.training.run.training_run import TrainingRun, train_run
 from momo_cli.training.stack.loop import train_stack
+from momo_cli.training.stack.models import CannotStack
 
 CPU = torch.device("cpu")
 
@@ -126,6 +127,27 @@ def test_a_loss_may_bring_its_lower_bound(folder, name):
         loss.backward()
         optimizer.step(loss=loss, lower_bound=bound) if name.startswith("momo") else optimizer.step()
     assert all(map(torch.equal, task.model.parameters(), run.task.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "name, returned, words",
+    [
+        ("momo-star", "(found, found.detach() - 1)", "two sources of one bound"),
+        ("momo", "(found, found.detach() - 1) if drawn() else found", "give all steps a lower_bound or none"),
+    ],
+)
+def test_bounds_that_cannot_be_used_fail_the_run(folder, name, returned, words):
+    """In a stack as alone: the stack gives up, and the run says why."""
+    text = BOUNDED.replace("RETURNED", returned).replace("def build", "import itertools\ndef build")
+    text = text.replace(
+        "    def loss", "    count = itertools.count()\n    drawn = lambda: next(count) < 9\n    def loss"
+    )
+    (folder / "bounded.py").write_text(text)
+    source, spec = find_task("bounded.py"), RunSpec(OptimizerSpec.parse(name), 0.5, 0)
+    with pytest.raises(CannotStack, match="bound"):
+        list(train_stack(source, [spec], Settings(steps=30), CPU))
+    run = train_run(source, spec, Settings(steps=30), CPU)
+    assert run.status == "failed" and words in run.error
 
 
 def test_a_bound_that_is_no_number_is_refused(folder):
