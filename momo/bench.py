@@ -118,12 +118,19 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
     return found
 
 
+def grouped(params: list[Tensor]) -> list[dict[str, Any]]:
+    """Matrices in one group, as Muon takes them, and the rest in another."""
+    return [
+        {"params": [p for p in params if (p.dim() > 1) is matrices], "matrices": matrices} for matrices in (True, False)
+    ]
+
+
 def muon_steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
     """As :func:`steppers`, for Muon: torch's on the matrices and AdamW on the rest, and ours on all."""
     loss = torch.ones((), device=device)
-    matrices, others = [p for p in params if p.dim() > 1], [p for p in params if p.dim() < 2]
-    muon = torch.optim.Muon(matrices, lr=1e-6, nesterov=False)
-    adamw = torch.optim.AdamW(others, lr=1e-6, fused=True)
+    groups = grouped(params)
+    muon = torch.optim.Muon(groups[0]["params"], lr=1e-6, nesterov=False)
+    adamw = torch.optim.AdamW(groups[1]["params"], lr=1e-6, fused=True)
 
     def both() -> None:
         muon.step()  # type: ignore[no-untyped-call]
@@ -131,8 +138,7 @@ def muon_steppers(params: list[Tensor], device: str, reference: Any) -> dict[str
 
     found: dict[str, tuple[str, Callable[[], Any]]] = {"Muon and AdamW fused": ("MomoMuon", both)}
     for ours in (MomoMuon, MomoMuonMax):
-        groups = [{"params": matrices, "matrices": True}, {"params": others}]
-        found[ours.__name__] = "MomoMuon", functools.partial(ours(groups, lr=1e-6).step, loss=loss)
+        found[ours.__name__] = "MomoMuon", functools.partial(ours(grouped(params), lr=1e-6).step, loss=loss)
     return found
 
 
@@ -193,14 +199,21 @@ def compare(
 
 def check_gpu() -> None:
     """No step waits for the device, and a captured step gives the same iterates."""
-    cases: tuple[dict[str, Any], ...] = ({}, {"weight_decay": 0.1, "use_fstar": True})
-    for cls in (Momo, MomoAdam):
-        for options in cases:
+    starred = {"weight_decay": 0.1, "use_fstar": True}
+    cases: dict[Any, tuple[dict[str, Any], ...]] = {
+        Momo: ({}, starred),
+        MomoAdam: ({}, starred),
+        MomoMuon: ({}, {"weight_decay": 0.1}),
+        MomoMuonMax: ({}, {"stale_norms": True}),
+    }
+    for cls, of_class in cases.items():
+        for options in of_class:
             torch.manual_seed(0)
             shapes = [(300, 500), (500,), (7, 3), ()]
             plain = [torch.randn(s, device="cuda", requires_grad=True) for s in shapes]
             graphed = [p.detach().clone().requires_grad_() for p in plain]
-            optimizers = [cls(p, lr=1e-2, **options) for p in (plain, graphed)]
+            both = [grouped(p) if hasattr(cls, "for_model") else p for p in (plain, graphed)]
+            optimizers = [cls(params, lr=1e-2, **options) for params in both]
 
             def train(params: list[Tensor], optimizer: Any) -> None:
                 loss = torch.stack([p.square().sum() for p in params]).sum()

@@ -59,11 +59,3 @@ def groups_of(model: nn.Module, optimizer: str) -> list[dict[str, Any]]:
     others = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in matrices]
     groups: list[dict[str, Any]] = [{"params": list(matrices.items()), "matrices": True}]
     return [*groups, {"params": others}] if others else groups
-
-
-def refuse_no_matrix(optimizer: str) -> str:
-    """The words for parameters among which no group is one of matrices."""
-    return (
-        f"{optimizer} has no group with matrices=True, so it would be Adam alone. Use {optimizer}.for_model(model), or "
-        'give groups: [{"params": weights, "matrices": True}, {"params": others}].'
-    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from momo.directions import Adam, AdamFromFirst, Muon, MuonMax
 from momo.directions.muon import COEFFICIENTS, STEPS
-from momo.matrices import groups_of, refuse_no_matrix
+from momo.matrices import groups_of
 from momo.optimizer import TruncatedModelOptimizer
 
 if TYPE_CHECKING:
@@ -26,7 +26,11 @@ class _WithMatrices(TruncatedModelOptimizer):
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], *, fused: bool | None, process_group: Any):
         super().__init__(params, {"matrices": False, **defaults}, fused=fused, process_group=process_group)
         if not self.matrices:
-            raise ValueError(refuse_no_matrix(type(self).__name__))
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} has no group with matrices=True, so it would be Adam alone. Use {name}.for_model(model), or "
+                'give groups: [{"params": weights, "matrices": True}, {"params": others}].'
+            )
 
     @classmethod
     def for_model(cls, model: nn.Module, **options: Any) -> Self:
@@ -141,16 +145,10 @@ class MomoMuon(_WithMatrices):
         process_group: Any = None,
     ) -> None:
         self._adam_lr = lr / 2 if adam_lr is None else adam_lr
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "betas": betas,
-            "eps": eps,
-            "lb": lb,
-            "adjust_lr_fn": adjust_lr_fn,
-            "ns_coefficients": ns_coefficients,
-            "ns_steps": ns_steps,
-        }
+        defaults = dict(
+            lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, lb=lb,
+            adjust_lr_fn=adjust_lr_fn, ns_coefficients=ns_coefficients, ns_steps=ns_steps,
+        )  # fmt: skip
         super().__init__(params, defaults, fused=fused, process_group=process_group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -238,15 +236,8 @@ class MomoMuonMax(_WithMatrices):
         fused: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "betas": betas,
-            "eps": eps,
-            "lb": lb,
-            "stale_norms": stale_norms,
-            "adjust_lr_fn": adjust_lr_fn,
-            "ns_coefficients": ns_coefficients,
-            "ns_steps": ns_steps,
-        }
+        defaults = dict(
+            lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, lb=lb, stale_norms=stale_norms,
+            adjust_lr_fn=adjust_lr_fn, ns_coefficients=ns_coefficients, ns_steps=ns_steps,
+        )  # fmt: skip
         super().__init__(params, defaults, fused=fused, process_group=process_group)

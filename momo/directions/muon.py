@@ -65,7 +65,7 @@ class Muon:
         for _ in range(self.steps):
             gram = x @ x.mT
             x = product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        return x.mT.contiguous() if tall else x  # what is done with it takes a fraction of the time then
+        return x.mT.contiguous() if tall else x
 
 
 class MuonMax(Muon):
