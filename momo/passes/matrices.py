@@ -93,4 +93,4 @@ class MatrixPasses:
     def _own(self, indices: list[int], u: Tensor) -> list[Tensor]:
         """This rank's parts of a batch, in the parameters' shapes."""
         params = [self.members.whole_params[i] for i in indices]
-        return [part_like(p, matrix.reshape(p.shape)) for p, matrix in zip(params, u.view(-1, *u.shape[-2:]).unbind())]
+        return [part_like(p, matrix.reshape(p.shape)) for p, matrix in zip(params, u.unbind() if u.dim() == 3 else [u])]

@@ -396,3 +396,18 @@ def test_a_changing_set_of_gradients_and_a_skipped_step(cls):
     scaler.update()
     assert all(map(torch.equal, params, before))
     assert str(optimizer.state_dict()) == str(state)
+
+
+@each
+def test_matrices_of_every_dtype_and_size_in_one_group(cls):
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    params = [
+        p for dtype in dtypes for p in tensors(dtype=dtype, shapes=[(0, 5), (5, 0), (1, 1), (3, 1), (2, 3, 1, 1), (3,)])
+    ]
+    optimizer = made(cls, params, lr=torch.tensor(0.1), weight_decay=0.1)
+    before = [p.detach().clone() for p in params]
+    for k in range(3):
+        set_gradients(params, k)
+        optimizer.step(loss=9.0)
+    for p, b in zip(params, before):
+        assert p.isfinite().all() and (p.numel() == 0 or not torch.equal(p, b))
