@@ -281,9 +281,11 @@ class TruncatedModelOptimizer(Optimizer):
             terms.append([bring(v, home) for v in found])
         given = [bring(loss, home)] + ([] if lower_bound is None else [bring(lower_bound, home)])
         (loss, *bound), totals = self._reduced(given, terms, blocks, home)
-        sums, norm = Sums(loss, *totals[:5]), totals[6] if len(totals) > 5 else 1.0
+        sums = Sums(loss, *totals[:5])
+        norm: Scalar = 1.0
         if len(totals) > 5:
-            shared = totals[5] * norm
+            per_norm, norm = totals[5:]
+            shared = per_norm * norm
             sums = sums._replace(descent=sums.descent + shared, decayed_descent=sums.decayed_descent + shared)
 
         # How far the model allows to go.
@@ -320,7 +322,7 @@ class TruncatedModelOptimizer(Optimizer):
         # What is sharded has gamma after the sums over its shards are known.
         parts = [block.gx.to(home) * block.counted for block in blocks if block.sharded]
         weighted = [sum(block.counted * v for block, v in zip(blocks, column)) for column in columns]
-        own = self._vector([*(v * self._reduction.weight([], 1) for v in given), *(weighted or [0.0] * 5)], home)
+        own = self._vector([*(v * self._reduction.weight([], 1) for v in given), *weighted], home)
 
         def held_by_every_rank() -> tuple[float, Scalar]:
             held = [block for block in blocks if not block.sharded]
@@ -343,7 +345,7 @@ class TruncatedModelOptimizer(Optimizer):
         if not isinstance(lr, Tensor):
             return lr
         lr = lr.detach().reshape(())
-        return lr.item() if on_host(lr.device) else bring(lr.double(), home)
+        return lr.item() if on_host(lr.device) else bring(lr.to(torch.float64, copy=True), home)
 
     @staticmethod
     def _vector(values: list[Scalar], device: torch.device) -> Tensor:
