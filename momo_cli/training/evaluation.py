@@ -110,8 +110,10 @@ def losses_of(task: Task, model: Any, batch: Any) -> Losses:
     """
     returned = task.loss(model, batch)
     if isinstance(returned, tuple) and len(returned) == 2:
-        loss, bound = (_one_number(part, what) for part, what in zip(returned, ("a loss that is ", "a bound that is ")))
-        return Losses(loss, bound.detach())
+        loss, bound = _one_number(returned[0], "a loss that is "), returned[1]
+        if isinstance(bound, (int, float)):
+            return Losses(loss, torch.full_like(loss.detach(), bound))
+        return Losses(loss, _one_number(bound, "a bound that is ").detach())
     return Losses(_one_number(returned))
 
 

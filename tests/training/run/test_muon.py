@@ -150,7 +150,17 @@ def test_bounds_that_cannot_be_used_fail_the_run(folder, name, returned, words):
     assert run.status == "failed" and words in run.error
 
 
+def test_a_constant_bound_is_the_option(folder):
+    (folder / "bounded.py").write_text(BOUNDED.replace("RETURNED", "(found, 0.05)"))
+    (folder / "plain.py").write_text(BOUNDED.replace("RETURNED", "found"))
+    given, option = RunSpec(OptimizerSpec.parse("momo"), 5.0, 0), RunSpec(OptimizerSpec.parse("momo(lb=0.05)"), 5.0, 0)
+    expected = train_run(find_task("plain.py"), option, Settings(steps=30), CPU).objective
+    assert train_run(find_task("bounded.py"), given, Settings(steps=30), CPU).objective == expected
+    ((_, stacked),) = train_stack(find_task("bounded.py"), [given], Settings(steps=30), CPU)
+    assert stacked.objective == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_bound_that_is_no_number_is_refused(folder):
-    (folder / "wrong.py").write_text(BOUNDED.replace("RETURNED", "(found, 0.5)"))
-    with pytest.raises(UserError, match=r"returned a bound that is a float(.|\n)*\(loss, lower_bound\)"):
+    (folder / "wrong.py").write_text(BOUNDED.replace("RETURNED", "(found, '0.5')"))
+    with pytest.raises(UserError, match=r"returned a bound that is a str(.|\n)*\(loss, lower_bound\)"):
         train_run(find_task("wrong.py"), RunSpec(OptimizerSpec.parse("momo"), 1.0, 0), Settings(steps=3), CPU)
