@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from momo import Momo, MomoAdam
+from momo import Momo, MomoAdam, MomoMuon, MomoMuonMax
 from momo.passes.compiled import why_not
 
 # Tensors of the size of the parameters that a step has to read and write at least.
@@ -62,6 +62,13 @@ SHAPES: dict[str, Callable[[], list[tuple[int, ...]]]] = {
     "12 Linear(2048, 2048)": lambda: linears(12, 2048),
 }
 GPU_SHAPES = {"ResNet-50": resnet50, "GPT 124M": gpt124m}
+# A step of Muon is limited by products of matrices, and takes seconds for the largest of the others.
+MUON_SHAPES: dict[str, Callable[[], list[tuple[int, ...]]]] = {
+    **{name: SHAPES[name] for name in list(SHAPES)[:3]},
+    "2 transformer layers of width 512": lambda: (
+        [(1536, 512), (512, 512), (2048, 512), (512, 2048), (512,), (512,)] * 2
+    ),
+}
 
 
 def parameters(shapes: list[tuple[int, ...]], device: str) -> list[Tensor]:
@@ -111,6 +118,30 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
     return found
 
 
+def grouped(params: list[Tensor]) -> list[dict[str, Any]]:
+    """Matrices in one group, as Muon takes them, and the rest in another."""
+    return [
+        {"params": [p for p in params if (p.dim() > 1) is matrices], "matrices": matrices} for matrices in (True, False)
+    ]
+
+
+def muon_steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """As :func:`steppers`, for Muon: torch's on the matrices and AdamW on the rest, and ours on all."""
+    loss = torch.ones((), device=device)
+    groups = grouped(params)
+    muon = torch.optim.Muon(groups[0]["params"], lr=1e-6, nesterov=False)
+    adamw = torch.optim.AdamW(groups[1]["params"], lr=1e-6, fused=True)
+
+    def both() -> None:
+        muon.step()  # type: ignore[no-untyped-call]
+        adamw.step()
+
+    found: dict[str, tuple[str, Callable[[], Any]]] = {"Muon and AdamW fused": ("MomoMuon", both)}
+    for ours in (MomoMuon, MomoMuonMax):
+        found[ours.__name__] = "MomoMuon", functools.partial(ours(grouped(params), lr=1e-6).step, loss=loss)
+    return found
+
+
 def times(steps: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
     """The median time of each step in seconds, taken in turn.
 
@@ -133,14 +164,18 @@ def times(steps: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict
 
 
 def compare(
-    shapes: dict[str, Callable[[], list[tuple[int, ...]]]], device: str, rounds: int | None, reference: Any
+    shapes: dict[str, Callable[[], list[tuple[int, ...]]]],
+    device: str,
+    rounds: int | None,
+    reference: Any,
+    make_steppers: Callable[[list[Tensor], str, Any], dict[str, tuple[str, Callable[[], Any]]]] = steppers,
 ) -> None:
     """Print the table."""
     ratios: dict[str, list[float]] = {}
     for label, make in shapes.items():
         params = parameters(make(), device)
         elements = sum(p.numel() for p in params)
-        found = steppers(params, device, reference)
+        found = make_steppers(params, device, reference)
         count = rounds or max(10, min(100, int(1e8 / elements)))
         measured = times({name: step for name, (_, step) in found.items()}, count, device)
         size = sum(p.numel() * p.element_size() for p in params)
@@ -164,14 +199,21 @@ def compare(
 
 def check_gpu() -> None:
     """No step waits for the device, and a captured step gives the same iterates."""
-    cases: tuple[dict[str, Any], ...] = ({}, {"weight_decay": 0.1, "use_fstar": True})
-    for cls in (Momo, MomoAdam):
-        for options in cases:
+    starred = {"weight_decay": 0.1, "use_fstar": True}
+    cases: dict[Any, tuple[dict[str, Any], ...]] = {
+        Momo: ({}, starred),
+        MomoAdam: ({}, starred),
+        MomoMuon: ({}, {"weight_decay": 0.1}),
+        MomoMuonMax: ({}, {"stale_norms": True}),
+    }
+    for cls, of_class in cases.items():
+        for options in of_class:
             torch.manual_seed(0)
             shapes = [(300, 500), (500,), (7, 3), ()]
             plain = [torch.randn(s, device="cuda", requires_grad=True) for s in shapes]
             graphed = [p.detach().clone().requires_grad_() for p in plain]
-            optimizers = [cls(p, lr=1e-2, **options) for p in (plain, graphed)]
+            both = [grouped(p) if hasattr(cls, "for_model") else p for p in (plain, graphed)]
+            optimizers = [cls(params, lr=1e-2, **options) for params in both]
 
             def train(params: list[Tensor], optimizer: Any) -> None:
                 loss = torch.stack([p.square().sum() for p in params]).sum()
@@ -221,6 +263,10 @@ def main(arguments: list[str] | None = None) -> None:
     shapes = SHAPES if chosen.device == "cpu" else {**SHAPES, **GPU_SHAPES}
     shapes = {name: make for name, make in shapes.items() if chosen.only is None or chosen.only in name}
     compare(shapes, chosen.device, chosen.rounds, reference_package(chosen.reference))
+    muon = {name: make for name, make in MUON_SHAPES.items() if chosen.only is None or chosen.only in name}
+    if muon and hasattr(torch.optim, "Muon"):
+        print("\nMuon")
+        compare(muon, chosen.device, chosen.rounds, None, muon_steppers)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from momo import passes
 from momo.directions import Elementwise
-from momo.method import Scalar, average, terms_of, weight_of_new
+from momo.method import Scalar, average, terms_of, weight_of_new, where
+from momo.passes.matrices import MatrixPasses
 from momo.passes.members import Members, Scratch, on_host, scalar_device
 from momo.sharding import local_gradient
 
@@ -39,9 +40,10 @@ class Block:
         group: their parameter group.
         positions: of the parameters among all of the optimizer.
         members: the parameters with their buffers.
-        direction: the method's.
+        direction: the group's.
+        decoupled: whether the decay is no part of the model: then ``c`` is one in the step size.
         counted: what this rank's sums over them count, see :meth:`momo.reduction.Reduction.weight`.
-        sharded: whether this rank has only parts of them.
+        parts: in how many they are on the ranks; one where this rank has all.
         scratch, fused: see :func:`momo.passes.choose`.
     """
 
@@ -52,17 +54,23 @@ class Block:
         members: Members,
         direction: Any,
         *,
+        decoupled: bool,
         counted: float,
-        sharded: bool,
+        parts: int,
         scratch: Scratch,
         fused: bool | None,
     ) -> None:
         self.group, self.positions, self.members = group, positions, members
-        self.counted, self.sharded = counted, sharded
-        self._kind = direction
-        self._passes = passes.choose(members, scratch, fused)
+        self.counted, self.parts, self.sharded = counted, parts, parts > 1
+        self.shares_norm: bool = direction.shares_norm
+        self._kind, self._decoupled = direction, decoupled
+        self._passes: passes.Passes = passes.choose(members, scratch, fused)
         self.device = scalar_device(members.device)
         self._steps, self._rho, self._gamma = (self._one_tensor(name) for name in SCALARS)
+        self._scaled_by, self._scales = "", torch.empty(0)  # of matrices: the option, and what it makes of each shape
+        if not direction.elementwise:
+            self._passes = MatrixPasses(members, self._passes, scratch)
+        self._norms = self._one_tensor("norm") if self.shares_norm else None  # of the step before
         self._first = {vector: vector[0] for vector in (self._steps, self._rho)}
         # On the CPU, parameters that have had the same gradients are computed with numbers rather than vectors.
         self._alike = on_host(self.device) and all(bool((v == v[0]).all()) for v in (self._steps, self._rho))
@@ -93,7 +101,8 @@ class Block:
             lr: the learning rate of the group.
 
         Returns:
-            The terms of :class:`momo.method.Sums` but the loss; gamma is zero if these are shards.
+            The terms of :class:`momo.method.Sums` but the loss; gamma is zero if these are shards. Where the direction
+            shares a norm, two more: what is to be multiplied by the norm to be the descent, and what adds to the norm.
         """
         own = [grads[i] for i in self.positions]
         self._look_for_missing(own)
@@ -111,9 +120,31 @@ class Block:
             self._dots, self.gx = dots, dots[0]
         self._decay = 1 + lr * self.group["weight_decay"]
         self._cap = lr / rho if self._direction.scales else lr
+        if not self._direction.elementwise:
+            self._cap = self._cap * self._scales_of_shapes()
         gamma = 0.0 if self.sharded else self.update_gamma(self.gx)
+        norm = [] if self._norms is None else [where(lr == 0, 0.0, self._norm(self._norms))]
         dx, descent = self._sums_with_cap()
-        return [gamma, *terms_of(dx, descent, self._decay)]
+        c = 1.0 if self._decoupled else self._decay
+        if norm:
+            return [gamma, *terms_of(dx, 0.0, c), descent, *norm]
+        return [gamma, *terms_of(dx, descent, c)]
+
+    def _scales_of_shapes(self) -> Tensor:
+        if self._scaled_by != self.group["adjust_lr_fn"]:
+            self._scaled_by = self.group["adjust_lr_fn"]
+            scales = [self._kind.scale(self.group, p.shape) for p in self.members.whole_params]
+            self._scales = torch.tensor(scales, dtype=torch.float64).to(self.device, non_blocking=True)
+        return self._scales
+
+    def _norm(self, before: Tensor) -> Scalar:
+        """The sum of ``<d, u>``: of this step, or with ``stale_norms`` of the step before where there was one."""
+        own = self._dots[2]
+        fresh = own * self.parts
+        if self.group["stale_norms"]:
+            own.copy_(torch.where(self._steps <= 1, own, before / self.parts * self._mask))
+        before.copy_(torch.where(self._mask > 0, fresh, before) if isinstance(self._mask, Tensor) else fresh)
+        return bring(own.sum(), self.device)
 
     def _sums_with_cap(self) -> tuple[Scalar, Scalar]:
         """The sums of ``<d, x>`` and of ``cap <d, u>``."""
@@ -144,23 +175,24 @@ class Block:
         counted = self._gamma if self._present is None else self._gamma * self._mask
         return bring(counted.sum(), self.device)
 
-    def move(self, multiplier: Scalar) -> None:
-        """Second pass, with the multiplier of the largest step."""
-        step = multiplier * self._cap
+    def move(self, multiplier: Scalar, norm: Scalar) -> None:
+        """Second pass, with the multiplier of the largest step, and the norm that directions share."""
+        step = multiplier * self._cap * (norm if self.shares_norm else 1.0)
         keep: Scalar
-        if self.group.get("divide", True):
-            step, keep = step / self._decay, 1 / self._decay
-        else:
+        if self._decoupled or not self.group.get("divide", True):
             keep = 2 - self._decay
+        else:
+            step, keep = step / self._decay, 1 / self._decay
         self._passes.move(self._direction, step, keep, self._present)
 
 
 def make_blocks(
     groups: list[dict[str, Any]],
     wanted: set[int],
-    state: Callable[[Tensor], dict[str, Any]],
-    direction: Any,
+    state: Callable[[Tensor, Any], dict[str, Any]],
+    directions: list[Any],
     *,
+    decoupled: bool,
     shards: Callable[[Tensor], int],
     counted: Callable[[list[Tensor], int], float],
     scratch: Scratch,
@@ -171,8 +203,9 @@ def make_blocks(
     Args:
         groups: parameter groups.
         wanted: positions of the parameters to take.
-        state: the state of a parameter.
-        direction: the method's.
+        state: the state of a parameter with a direction.
+        directions: of each group.
+        decoupled: see :class:`Block`.
         shards: see :func:`momo.sharding.shards`.
         counted: see :meth:`momo.reduction.Reduction.weight`.
         scratch, fused: see :func:`momo.passes.choose`.
@@ -188,8 +221,9 @@ def make_blocks(
             position += 1
     return [
         Block(
-            groups[index], positions, Members(params, [state(p) for p in params], direction.buffers), direction,
-            counted=counted(params, parts), sharded=parts > 1, scratch=scratch, fused=fused,
+            groups[index], positions, Members(params, [state(p, kind) for p in params], kind.buffers), kind,
+            decoupled=decoupled, counted=counted(params, parts), parts=parts, scratch=scratch, fused=fused,
         )
         for (index, _, _, parts), (positions, params) in sorted_.items()
+        for kind in (directions[index],)
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,15 @@ HOW = (
 )
 
 
-def loss_value(loss: Any, optimizer: str) -> Scalar:
-    """The loss as a number; as a 0-dimensional tensor in double precision if it is on a device.
+class Losses(NamedTuple):
+    """The loss of a step or of a part of it, and a lower bound of it if one was given."""
+
+    loss: Scalar
+    lower_bound: Scalar | None = None
+
+
+def loss_value(loss: Any, optimizer: str, what: str = "loss") -> Scalar:
+    """The loss, or its lower bound, as a number; as a 0-dimensional tensor in double precision if it is on a device.
 
     Raises:
         ValueError: it isn't one real number.
@@ -32,11 +39,11 @@ def loss_value(loss: Any, optimizer: str) -> Scalar:
         loss = full(loss.detach())
         if loss.numel() != 1:
             raise ValueError(
-                f"{optimizer} needs one number as the loss, and got a tensor of shape {tuple(loss.shape)}. "
+                f"{optimizer} needs one number as the {what}, and got a tensor of shape {tuple(loss.shape)}. "
                 "Pass what backward() was called on, for example loss.mean()."
             )
         if loss.is_complex():
-            raise ValueError(f"{optimizer} needs a real loss, and got a tensor of dtype {loss.dtype}.")
+            raise ValueError(f"{optimizer} needs a real {what}, and got a tensor of dtype {loss.dtype}.")
         where = scalar_device(loss.device)
         return float(loss) if on_host(where) else loss.reshape(()).to(where, torch.float64, copy=True)
     try:
@@ -45,7 +52,7 @@ def loss_value(loss: Any, optimizer: str) -> Scalar:
         return float(loss)
     except TypeError:
         kind = type(loss).__name__
-        raise TypeError(f"{optimizer} needs the loss as a tensor or a number, and got {kind}. {HOW}") from None
+        raise TypeError(f"{optimizer} needs the {what} as a tensor or a number, and got {kind}. {HOW}") from None
 
 
 class RecordedLosses:
@@ -57,7 +64,7 @@ class RecordedLosses:
     """
 
     def __init__(self) -> None:
-        self._values: list[Scalar] = []
+        self._values: list[Losses] = []
         self._reduction = "mean"
         self._asked = False
         self.kept = False  # through a zero_grad()
@@ -66,11 +73,12 @@ class RecordedLosses:
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def add(self, value: Scalar, reduction: str) -> None:
+    def add(self, value: Losses, reduction: str) -> None:
         """One more loss.
 
         Raises:
-            ValueError: the reduction is unknown, or not the one of the losses before.
+            ValueError: the reduction is unknown, or not the one of the losses before, or they have no lower bound and
+                this one has, or the other way round.
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", and is {reduction!r}.')
@@ -79,6 +87,10 @@ class RecordedLosses:
         if self._values and reduction != self._reduction:
             raise ValueError(
                 f'losses of one step were recorded with reduction="{self._reduction}" and "{reduction}": use one.'
+            )
+        if self._values and (value.lower_bound is None) != (self._values[0].lower_bound is None):
+            raise ValueError(
+                "some losses of one step were recorded with a lower_bound and some without: give it to all."
             )
         self._values.append(value)
         self._reduction = reduction
@@ -101,14 +113,13 @@ class RecordedLosses:
         self._values.clear()
         self._asked = self.kept = False
 
-    def take(self) -> Scalar:
+    def take(self) -> Losses:
         """Their mean or sum; they are used up."""
-        total: Scalar = 0.0
-        for value in self._values:
-            total = total + value
         count = len(self._values) if self._reduction == "mean" else 1
+        losses = sum((value.loss for value in self._values), start=0.0) / count
+        bounds = [value.lower_bound for value in self._values if value.lower_bound is not None]
         self.drop()
-        return total / count
+        return Losses(losses, sum(bounds, start=0.0) / count if bounds else None)
 
 
 class GradientVersions:

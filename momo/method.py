@@ -39,7 +39,7 @@ class Memory(NamedTuple):
     Attributes:
         average: :math:`\bar f`, the average of the losses.
         rho: :math:`\rho`, the sum of the weights in it; zero before the first step.
-        lower_bound: :math:`f_*`, the lower bound of the loss.
+        lower_bound: :math:`f_*`, the lower bound of the loss; where each step has one, their weighted mean.
     """
 
     average: Scalar
@@ -113,7 +113,14 @@ def terms_of(dx: Scalar, descent: Scalar, decay: Scalar) -> tuple[Scalar, Scalar
 
 
 def truncated_step(
-    memory: Memory, sums: Sums, *, beta: Scalar, from_zero: bool, lb: Scalar, use_fstar: bool = False
+    memory: Memory,
+    sums: Sums,
+    *,
+    beta: Scalar,
+    from_zero: bool,
+    lb: Scalar,
+    use_fstar: bool = False,
+    lower_bound: Scalar | None = None,
 ) -> Step:
     r"""The step to the minimum of the truncated model, for any number of groups of parameters.
 
@@ -145,9 +152,14 @@ def truncated_step(
         from_zero: whether the averages start from zero, rather than from their first values.
         lb: the lower bound that the user gave; with ``use_fstar``, the estimate never falls below it.
         use_fstar: estimate the lower bound online (Section 4 of the paper).
+        lower_bound: of this step's own loss. Where each step has one, their average, made with the weights of the
+            losses, takes the place of :math:`\rho f_*`. One that isn't finite is replaced as such a loss is.
 
     Returns:
         A :class:`Step`.
+
+    Raises:
+        ValueError: ``lower_bound`` came with ``use_fstar``.
 
     One gradient of one at the parameter 2, and the loss 2: the model is exact, and the step to its minimum would be 2.
     The learning rate allows 0.5 in the first of three runs.
@@ -161,6 +173,8 @@ def truncated_step(
     >>> truncated_step(start, runs, beta=0.9, from_zero=False, lb=0.0).multiplier * caps
     tensor([0.5000, 2.0000, 2.0000])
     """
+    if use_fstar and lower_bound is not None:
+        raise ValueError("lower_bound and use_fstar=True are two sources of one bound: use one of them.")
     weight = weight_of_new(beta, memory.rho, from_zero)
     rho = average(memory.rho, 1.0, weight)
     loss, before = _finite(memory, sums.loss)
@@ -169,7 +183,12 @@ def truncated_step(
     offset = loss_average - sums.gamma
     at_decayed = offset + sums.decayed_dx  # the model where weight decay alone would lead, x_i / c_i
     bound = lb
-    if use_fstar:
+    if lower_bound is not None:
+        # The average over rho, in the form that leaves a constant bound as it is, to the bit.
+        so_far = where(memory.rho > 0, memory.lower_bound, lower_bound)
+        so_far = where(_isfinite(so_far), so_far, lower_bound)
+        bound = so_far + where(_isfinite(lower_bound), weight / rho * (lower_bound - so_far), 0.0)
+    elif use_fstar:
         reset = _maximum(at_decayed / (2 * rho), lb)
         bound = where(at_decayed < rho * memory.lower_bound, reset, memory.lower_bound)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo.block import SCALARS, Block, bring, make_blocks
-from momo.loss import HOW, GradientVersions, RecordedLosses, loss_value, warn_if_not_finite
+from momo.loss import HOW, GradientVersions, Losses, RecordedLosses, loss_value, warn_if_not_finite
 from momo.method import Memory, Scalar, Step, Sums, truncated_step, where
 from momo.options import Options, check_options, check_shared, momentum_of
 from momo.passes.members import Scratch, compute_dtype, on_host, refuse_sparse, scalar_device
@@ -19,6 +20,7 @@ from momo.reduction import Reduction
 from momo.sharding import shards
 
 # What belongs to the loss, and stands in the state of each parameter: tools save and load the state by parameter.
+# The number of steps is negative where each had its own lower bound, so that no other step can follow after loading.
 _OF_THE_LOSS = ("loss_average", "loss_rho", "lower_bound", "loss_step")
 _NOT_GIVEN: Any = object()
 _ACCUMULATED = (
@@ -32,11 +34,18 @@ _ACCUMULATED = (
 class TruncatedModelOptimizer(Optimizer):
     """An optimizer whose step size comes from a truncated model of the loss.
 
-    A subclass names its ``direction`` (see :mod:`momo.directions`). Everything that determines the next step is in the
-    state of the parameters, so also in what tools save for each of them; parameter groups hold nothing but options.
+    A subclass names its ``direction`` (see :mod:`momo.directions`), which may differ between groups. Everything that
+    determines the next step is in the state of the parameters, so also in what tools save for each of them; parameter
+    groups hold nothing but options.
     """
 
     direction: ClassVar[Any]
+    decoupled: ClassVar[bool] = False  # whether weight decay is no part of the model
+    from_zero: ClassVar[bool] = True  # whether averages start from zero, where no option ``bias_correction`` says
+    marks: ClassVar[tuple[str, ...]] = ()  # options by which groups in a saved state are known to be this method's
+
+    def _direction_of(self, group: Mapping[str, Any]) -> Any:
+        return self.direction
 
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], *, fused: bool | None = None, process_group: Any = None
@@ -60,6 +69,7 @@ class TruncatedModelOptimizer(Optimizer):
         self._blocks_state: Any = None
         self._memory: Tensor | None = None  # [loss_average, loss_rho, lower_bound, loss_step]
         self._numbers = array.array("d")  # the same memory, if it is on the CPU: a number costs less than an operation
+        self._bounded: bool | None = None  # whether each step had its own lower bound; None before the first
         self._last: tuple[Step, list[Scalar]] | None = None
 
     def _patch_step_function(self) -> None:
@@ -73,7 +83,9 @@ class TruncatedModelOptimizer(Optimizer):
 
     # ---- the loss, however it comes ----
 
-    def record_loss(self, loss: Tensor | float, reduction: str = "mean") -> None:
+    def record_loss(
+        self, loss: Tensor | float, reduction: str = "mean", lower_bound: Tensor | float | None = None
+    ) -> None:
         """Keep the loss for the next bare ``step()``.
 
         For training loops that call ``step()`` themselves: Hugging Face's ``Trainer``, Lightning, Accelerate,
@@ -88,14 +100,23 @@ class TruncatedModelOptimizer(Optimizer):
             loss: a tensor with one element, or a number.
             reduction: ``"mean"``: the losses of the micro-batches, whose mean is the step's; ``"sum"``: parts that were
                 divided already, whose sum is the step's.
+            lower_bound: a lower bound of this very loss, see :meth:`step`. It is reduced as the losses are.
 
         Raises:
-            ValueError: the loss isn't one real number, or the losses of one step have different reductions.
+            ValueError: the loss isn't one real number, or the losses of one step have different reductions, or only
+                some of them a lower bound.
             TypeError: it is neither a tensor nor a number.
         """
         if self._recorded.kept and not self._versions.new(self._gradients()):
             self._recorded.drop()  # zero_grad() came twice without a backward pass, so that loss had none
-        self._recorded.add(loss_value(loss, type(self).__name__), reduction)
+        self._recorded.add(self._values(loss, lower_bound), reduction)
+
+    def _values(self, loss: Any, lower_bound: Any) -> Losses:
+        """A loss and its lower bound as numbers."""
+        name = type(self).__name__
+        return Losses(
+            loss_value(loss, name), None if lower_bound is None else loss_value(lower_bound, name, "lower_bound")
+        )
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -114,14 +135,14 @@ class TruncatedModelOptimizer(Optimizer):
     def _gradients(self) -> list[Tensor | None]:
         return [p.grad for group in self.param_groups for p in group["params"]]
 
-    def _run(self, closure: Callable[[], Any]) -> tuple[Any, Scalar | None]:
+    def _run(self, closure: Callable[[], Any], lower_bound: Any) -> tuple[Any, Losses | None]:
         """What the closure returned, and the loss: None if there is neither a loss nor a gradient, so no step."""
         name = type(self).__name__
         before, calls = self._versions.not_zeroed(self._gradients()), self._versions.zero_grad_calls
         with torch.enable_grad():
             returned = closure()
         if self._recorded:
-            return returned, self._recorded_loss()
+            return returned, self._recorded_loss(lower_bound)
         if returned is None:
             if all(g is None for g in self._gradients()):
                 return None, None
@@ -134,14 +155,20 @@ class TruncatedModelOptimizer(Optimizer):
             versions = {id(g): g._version for g in self._gradients() if g is not None}
             if any(versions.get(id(g), version) != version for g, version in before):
                 raise RuntimeError(_ACCUMULATED.format(name=name))
-        return returned, loss_value(returned, name)
+        return returned, self._values(returned, lower_bound)
 
-    def _recorded_loss(self) -> Scalar:
+    def _recorded_loss(self, lower_bound: Any) -> Losses:
+        if lower_bound is not None:
+            self._recorded.drop()
+            raise ValueError(
+                f"{type(self).__name__}.step() got a lower_bound, and the loss was recorded: give it to "
+                "record_loss(loss, lower_bound=...), too. (What was recorded is dropped now.)"
+            )
         self._versions.spend(self._gradients())
         return self._recorded.take()
 
-    def _take_loss(self, closure: Any, loss: Any) -> tuple[Any, Scalar | None]:
-        """The loss as it was given, which ``step`` returns, and as a number."""
+    def _take_loss(self, closure: Any, loss: Any, lower_bound: Any) -> tuple[Any, Losses | None]:
+        """The loss as it was given, which ``step`` returns, and as a number, with its lower bound."""
         name = type(self).__name__
         if closure is not None:
             if not callable(closure):
@@ -150,7 +177,7 @@ class TruncatedModelOptimizer(Optimizer):
                     "Pass a loss by name: optimizer.step(loss=loss)."
                 )
             if loss is None:
-                return self._run(closure)
+                return self._run(closure, lower_bound)
             with torch.enable_grad():
                 returned = closure()
             if returned is not None:
@@ -162,7 +189,7 @@ class TruncatedModelOptimizer(Optimizer):
                     f"{name}.step() got a loss, and record_loss() had recorded one for this step already. "
                     "Use one of the two. (What was recorded is dropped now.)"
                 )
-            return loss, loss_value(loss, name)
+            return loss, self._values(loss, lower_bound)
         if not self._recorded:
             if any(hasattr(p, "_in_backward_optimizers") for group in self.param_groups for p in group["params"]):
                 raise RuntimeError(
@@ -179,12 +206,17 @@ class TruncatedModelOptimizer(Optimizer):
                 "Trainer(callbacks=[momo.integrations.lightning.RecordLoss()]); with Hugging Face, by "
                 f"momo.integrations.transformers.Trainer.{why}"
             )
-        return None, self._recorded_loss()
+        return None, self._recorded_loss(lower_bound)
 
     # ---- the step ----
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = _NOT_GIVEN, loss: Tensor | float | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = _NOT_GIVEN,
+        loss: Tensor | float | None = None,
+        lower_bound: Tensor | float | None = None,
+    ) -> Any:
         """Take one step.
 
         Args:
@@ -192,8 +224,11 @@ class TruncatedModelOptimizer(Optimizer):
                 while it runs, these count instead. No step is taken if it returns None and there are no gradients.
             loss: the loss whose gradient is in ``.grad``, a tensor with one element or a number. A closure that comes
                 with it runs first, and has to return None.
+            lower_bound: a lower bound of this minibatch's loss where one is known, such as the teacher's loss in
+                distillation: a tensor with one element or a number. The average of these bounds then takes the place of
+                ``lb``; a constant one is the same as ``lb``. All steps have one or none.
 
-        With neither, the losses given to :meth:`record_loss` are used.
+        With neither a closure nor a loss, the losses given to :meth:`record_loss` are used.
 
         Returns:
             The loss as it was given, or None if it was recorded.
@@ -203,25 +238,39 @@ class TruncatedModelOptimizer(Optimizer):
                 sparse, or ranks hold different parameters.
             ValueError: if there are two losses, or the loss isn't one real number, or an option is out of range, or
                 options that belong to the loss rather than to the parameters (the momentum, ``lb``, ``use_fstar``)
-                differ between groups.
+                differ between groups, or only some steps have a lower bound, or it comes with ``use_fstar``.
         """
         if closure is None and loss is None and not self._recorded and self._asked_to_initialise():
             return None
         self._check_options()
-        returned, value = self._take_loss(None if closure is _NOT_GIVEN else closure, loss)
+        returned, value = self._take_loss(None if closure is _NOT_GIVEN else closure, loss, lower_bound)
         if value is None:
             return returned
         if not self._warned:
-            self._warned = warn_if_not_finite(value, type(self).__name__)
-        self._advance(value)
+            self._warned = warn_if_not_finite(value.loss, type(self).__name__)
+        self._advance(*value)
         return returned
 
-    def _advance(self, loss: Scalar) -> None:
+    def _check_bounds(self, given: bool) -> None:
+        """All steps have a lower bound of their own, or none."""
+        name = type(self).__name__
+        if given and self.param_groups[0].get("use_fstar"):
+            raise ValueError(f"{name}: lower_bound and use_fstar=True are two sources of one bound. Use one of them.")
+        if self._bounded not in (None, given):
+            before, now = ("has one", "none") if self._bounded else ("has none", "one")
+            raise ValueError(
+                f"{name}: the loss of each step before {before}, and this step got {now}: give all steps a lower_bound "
+                "or none."
+            )
+
+    def _advance(self, loss: Scalar, lower_bound: Scalar | None) -> None:
         grads = self._gradients()
         blocks = self._prepared(grads)
         assert self._memory is not None
+        if lower_bound is not None or self._bounded:
+            self._check_bounds(lower_bound is not None)
         home, options = self._memory.device, self.param_groups[0]
-        beta, from_zero = momentum_of(options), options.get("bias_correction", True)
+        beta, from_zero = momentum_of(options), options.get("bias_correction", self.from_zero)
 
         # The averages take in this step, and the parameters are summed over.
         terms: list[list[Scalar]] = []
@@ -230,38 +279,50 @@ class TruncatedModelOptimizer(Optimizer):
             lr = bring(lrs[id(block.group)], block.device)
             found = block.accumulate(grads, beta, from_zero, lr)
             terms.append([bring(v, home) for v in found])
-        sums = self._reduced(bring(loss, home), terms, blocks, home)
+        given = [bring(loss, home)] + ([] if lower_bound is None else [bring(lower_bound, home)])
+        (loss, *bound), totals = self._reduced(given, terms, blocks, home)
+        sums = Sums(loss, *totals[:5])
+        norm: Scalar = 1.0
+        if len(totals) > 5:
+            per_norm, norm = totals[5:]
+            shared = per_norm * norm
+            sums = sums._replace(descent=sums.descent + shared, decayed_descent=sums.decayed_descent + shared)
 
         # How far the model allows to go.
         *numbers, steps = self._numbers or self._memory.unbind()
         memory = Memory(*numbers)
         memory = memory._replace(lower_bound=where(memory.rho > 0, memory.lower_bound, options["lb"]))
         step = truncated_step(
-            memory, sums, beta=beta, from_zero=from_zero, lb=options["lb"], use_fstar=options["use_fstar"]
-        )
+            memory, sums, beta=beta, from_zero=from_zero, lb=options["lb"],
+            use_fstar=options.get("use_fstar", False), lower_bound=bound[0] if bound else None,
+        )  # fmt: skip
 
         # The parameters move.
         for block in blocks:
-            block.move(bring(step.multiplier, block.device))
+            block.move(bring(step.multiplier, block.device), bring(norm, block.device))
+        steps = steps - 1 if bound else steps + 1
         if self._numbers:
-            self._numbers[:] = array.array("d", map(float, (*step.memory, steps + 1)))
+            self._numbers[:] = array.array("d", map(float, (*step.memory, steps)))
         else:
-            self._memory.copy_(self._vector([*step.memory, steps + 1], home))
-        scales = self.direction.scales
-        self._last = step, [lrs[id(group)] / (step.memory.rho if scales else 1.0) for group in self.param_groups]
+            self._memory.copy_(self._vector([*step.memory, steps], home))
+        self._bounded = bool(bound)
+        self._last = step, [lrs[id(group)] for group in self.param_groups]
 
-    def _reduced(self, loss: Scalar, terms: list[list[Scalar]], blocks: list[Block], home: torch.device) -> Sums:
-        """The sums over all parameters of all ranks."""
+    def _reduced(
+        self, given: list[Scalar], terms: list[list[Scalar]], blocks: list[Block], home: torch.device
+    ) -> tuple[list[Scalar], list[Scalar]]:
+        """The means of what was given with the loss, and the sums of the blocks' terms, over all ranks."""
+        columns = list(itertools.zip_longest(*terms, fillvalue=0.0)) or [(0.0,)] * 5
         if self._reduction.group() is None:
-            totals: list[Scalar] = [sum(column) for column in zip(*terms)] or [0.0] * 5
+            totals: list[Scalar] = [sum(column) for column in columns]
             for block in blocks:
                 if block.sharded:
                     totals[0] = totals[0] + bring(block.update_gamma(block.gx), home)
-            return Sums(loss, *totals)
+            return given, totals
         # What is sharded has gamma after the sums over its shards are known.
         parts = [block.gx.to(home) * block.counted for block in blocks if block.sharded]
-        weighted = [sum(block.counted * v for block, v in zip(blocks, column)) for column in zip(*terms)]
-        own = self._vector([loss * self._reduction.weight([], 1), *(weighted or [0.0] * 5)], home)
+        weighted = [sum(block.counted * v for block, v in zip(blocks, column)) for column in columns]
+        own = self._vector([*(v * self._reduction.weight([], 1) for v in given), *weighted], home)
 
         def held_by_every_rank() -> tuple[float, Scalar]:
             held = [block for block in blocks if not block.sharded]
@@ -273,9 +334,10 @@ class TruncatedModelOptimizer(Optimizer):
         for block in blocks:
             if block.sharded:
                 gx = every[at : at + len(block.gx)]
-                first[1] += bring(block.update_gamma(gx.to(block.device)), home)
+                first[len(given)] += bring(block.update_gamma(gx.to(block.device)), home)
                 at += len(gx)
-        return Sums(*(first.tolist() if on_host(home) else first.unbind()))
+        numbers: list[Scalar] = first.tolist() if on_host(home) else list(first.unbind())
+        return numbers[: len(given)], numbers[len(given) :]
 
     @staticmethod
     def _number(lr: Scalar, home: torch.device) -> Scalar:
@@ -283,7 +345,7 @@ class TruncatedModelOptimizer(Optimizer):
         if not isinstance(lr, Tensor):
             return lr
         lr = lr.detach().reshape(())
-        return lr.item() if on_host(lr.device) else bring(lr.double(), home)
+        return lr.item() if on_host(lr.device) else bring(lr.to(torch.float64, copy=True), home)
 
     @staticmethod
     def _vector(values: list[Scalar], device: torch.device) -> Tensor:
@@ -310,9 +372,10 @@ class TruncatedModelOptimizer(Optimizer):
         """
         if self._last is None or self._memory is None:
             raise RuntimeError("diagnostics() tells about the last step, and none has been taken yet.")
-        step, caps = self._last
+        step, lrs = self._last
         home = self._memory.device
-        cap = self._vector(caps, home)
+        scaled = [self._direction_of(group).scales for group in self.param_groups]
+        cap = self._vector([lr / (step.memory.rho if scales else 1.0) for lr, scales in zip(lrs, scaled)], home)
         multiplier, adaptive, capped, average, bound = self._vector(
             [step.multiplier, step.adaptive, step.capped, step.memory.average, step.memory.lower_bound], home
         ).unbind()
@@ -373,6 +436,8 @@ class TruncatedModelOptimizer(Optimizer):
                 value = group[key]
                 on_device = isinstance(value, Tensor) and value.device.type != "cpu"
                 lines.append(f"    {key}: {f'a tensor on {value.device}' if on_device else value}")
+            if group.get("matrices") and "param_names" not in group:
+                lines.append(f"    shapes: {[tuple(p.shape) for p in group['params']]}")
         return "\n".join([*lines, ")"])
 
     # ---- the state ----
@@ -382,12 +447,12 @@ class TruncatedModelOptimizer(Optimizer):
         devices = [scalar_device(p.device) for group in self.param_groups for p in group["params"]]
         return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
+    def _state_of(self, p: Tensor, direction: Any) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
         if not state:
-            for name, dtype in SCALARS.items():
+            for name, dtype in {**SCALARS, **direction.scalars}.items():
                 state[name] = torch.zeros((), dtype=dtype, device=scalar_device(p.device))
-            for name in self.direction.buffers:
+            for name in direction.buffers:
                 state[name] = torch.zeros_like(p, memory_format=torch.preserve_format, dtype=compute_dtype(p.dtype))
         if self._memory is not None:
             state.update(zip(_OF_THE_LOSS, self._memory.unbind()))
@@ -405,8 +470,9 @@ class TruncatedModelOptimizer(Optimizer):
         wanted = {i for i, p in enumerate(params) if grads[i] is not None or self.state.get(p)}
         self._remember(params)
         self._blocks = make_blocks(
-            self.param_groups, wanted, self._state_of, self.direction,
-            shards=shards, counted=self._reduction.weight, scratch=self._scratch, fused=self._fused,
+            self.param_groups, wanted, self._state_of, [self._direction_of(group) for group in self.param_groups],
+            decoupled=self.decoupled, shards=shards, counted=self._reduction.weight,
+            scratch=self._scratch, fused=self._fused,
         )  # fmt: skip
         self._known, self._blocks_state = wanted, self.state
         return self._blocks
@@ -419,6 +485,8 @@ class TruncatedModelOptimizer(Optimizer):
         saved = next((self.state[p] for p in params if self.state.get(p)), None)
         values = [saved[name] for name in _OF_THE_LOSS] if saved is not None else [0.0] * len(_OF_THE_LOSS)
         self._memory = self._vector(values, home)
+        steps = 0.0 if saved is None else float(values[-1])
+        self._bounded = None if steps == 0 else steps < 0
         self._numbers = array.array("d", self._memory.tolist() if on_host(home) else [])
         if on_host(home):
             self._memory = torch.frombuffer(self._numbers, dtype=torch.float64)
@@ -431,12 +499,12 @@ class TruncatedModelOptimizer(Optimizer):
         """
         if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not params or any(p.grad.any() for p in params):
+        params = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not params or any(p.grad.any() for p, _ in params):
             return False
-        self._remember(params)
-        for p in params:
-            self._state_of(p)
+        self._remember([p for p, _ in params])
+        for p, group in params:
+            self._state_of(p, self._direction_of(group))
         return True
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -450,35 +518,39 @@ class TruncatedModelOptimizer(Optimizer):
         """
         loaded: dict[str, Any] = {}
         name = type(self).__name__
-        needed = (*SCALARS, *self.direction.buffers, *_OF_THE_LOSS)
 
         def keep(_: Optimizer, given: dict[str, Any]) -> None:
             loaded.update(given)
-            own = "betas" if "betas" in self.defaults else "beta"
-            if any(own not in group for group in given["param_groups"]):
-                raise ValueError(f"this isn't the state of a {name}: its groups have no {own}.")
-            for state in given["state"].values():
+            for own in ("betas" if "betas" in self.defaults else "beta", *self.marks):
+                if any(own not in group for group in given["param_groups"]):
+                    raise ValueError(f"this isn't the state of a {name}: its groups have no {own}.")
+            direction = {i: self._direction_of(group) for group in given["param_groups"] for i in group["params"]}
+            for i, state in given["state"].items():
+                needed = (*SCALARS, *direction[i].scalars, *direction[i].buffers, *_OF_THE_LOSS)
                 missing = [n for n in needed if n not in state]
                 if missing:
                     raise ValueError(
                         f"this isn't the state of a {name}: it has no {', '.join(missing)}. (The state of momo-opt "
                         "0.1.0 can't be continued: it lacks the average of the losses and the lower bound.)"
                     )
+                foreign = [n for n in state if n not in needed]
+                if foreign:
+                    raise ValueError(f"this isn't the state of a {name}, which has no {', '.join(foreign)}.")
 
         def restore(_: Optimizer) -> None:
             # torch gives all of a parameter's state the parameter's dtype. These stay as they were saved.
             ids = [i for group in loaded["param_groups"] for i in group["params"]]
-            params = [p for group in self.param_groups for p in group["params"]]
-            for i, p in zip(ids, params):
+            params = [(p, self._direction_of(group)) for group in self.param_groups for p in group["params"]]
+            for i, (p, direction) in zip(ids, params):
                 saved = loaded["state"].get(i)
                 if saved is None:
                     continue
                 where_to = scalar_device(p.device)
-                for n in (*SCALARS, *_OF_THE_LOSS):
+                for n in (*SCALARS, *direction.scalars, *_OF_THE_LOSS):
                     dtype = SCALARS.get(n, torch.float64)
                     self.state[p][n] = torch.as_tensor(saved[n]).to(where_to, dtype, copy=True)
                 if compute_dtype(p.dtype) is not p.dtype:
-                    for n in self.direction.buffers:
+                    for n in direction.buffers:
                         self.state[p][n] = saved[n].to(p.device, compute_dtype(p.dtype), copy=True)
 
         handles = [

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from momo.passes.members import on_host
 
-SHARED = ("lb", "use_fstar", "bias_correction")  # options that belong to the loss, where a method has them
+SHARED = (
+    "lb",
+    "use_fstar",
+    "bias_correction",
+    "stale_norms",
+)  # options that belong to the loss, where a method has them
 
 
 class Options(dict[str, Any]):
@@ -61,6 +66,31 @@ def check_options(group: Mapping[str, Any]) -> None:
         for i, beta in enumerate(betas):
             _check_number(f"betas[{i}]", beta, 0, 1)
         _check_number("eps", group["eps"], 0)
+    if "matrices" in group:
+        _check_matrices(group)
+
+
+def _check_matrices(group: Mapping[str, Any]) -> None:
+    for name in ("matrices", "stale_norms"):
+        if group.get(name, False) not in (True, False):
+            raise ValueError(f"{name} must be True or False, and is {group[name]!r}.")
+    if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
+        raise ValueError(f'adjust_lr_fn must be "original" or "match_rms_adamw", and is {group["adjust_lr_fn"]!r}.')
+    coefficients, steps = group["ns_coefficients"], group["ns_steps"]
+    if (
+        not isinstance(coefficients, (tuple, list))
+        or len(coefficients) != 3
+        or not all(map(math.isfinite, coefficients))
+    ):
+        raise ValueError(f"ns_coefficients must be three numbers, and are {coefficients!r}.")
+    if not isinstance(steps, int) or not 1 <= steps < 100:
+        raise ValueError(f"ns_steps must be a whole number from 1 to 99, and is {steps!r}.")
+    vectors = [tuple(p.shape) for p in group["params"] if p.dim() < 2] if group["matrices"] else []
+    if vectors:
+        raise ValueError(
+            f"a group with matrices=True holds a tensor of shape {vectors[0]}, and a matrix has two dimensions or "
+            "more: put it into a group without."
+        )
 
 
 def check_shared(groups: list[dict[str, Any]]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 
-def record_loss(optimizer: Any, loss: Tensor | float, reduction: str = "mean") -> None:
+def record_loss(
+    optimizer: Any, loss: Tensor | float, reduction: str = "mean", lower_bound: Tensor | float | None = None
+) -> None:
     """Record the loss for the optimizer's next step, also where a framework has wrapped it.
 
     Args:
@@ -16,6 +18,7 @@ def record_loss(optimizer: Any, loss: Tensor | float, reduction: str = "mean") -
         loss: the loss whose gradient is in ``.grad``, or will be when the step comes: see
             :meth:`momo.Momo.record_loss`.
         reduction: ``"mean"`` for the losses of micro-batches, ``"sum"`` for parts that were divided already.
+        lower_bound: a lower bound of this very loss where one is known: see :meth:`momo.Momo.step`.
 
     Raises:
         TypeError: there is no optimizer of this package in it.
@@ -36,4 +39,4 @@ def record_loss(optimizer: Any, loss: Tensor | float, reduction: str = "mean") -
             raise TypeError(
                 f"record_loss needs an optimizer of momo, or what wraps one, and got {type(optimizer).__name__}."
             )
-    found.record_loss(loss, reduction)
+    found.record_loss(loss, reduction, lower_bound)

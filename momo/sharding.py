@@ -33,6 +33,14 @@ def like(p: Tensor, part: Tensor) -> Tensor:
     return type(p).from_local(part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
+def part_like(p: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of what every rank has all of, as ``p`` is distributed."""
+    if not is_distributed(p):
+        return whole
+    every = [sys.modules["torch.distributed.tensor"].Replicate()] * p.device_mesh.ndim
+    return local(type(p).from_local(whole, p.device_mesh, every, run_check=False).redistribute(placements=p.placements))
+
+
 def local_gradient(p: Tensor, g: Tensor) -> Tensor:
     """This rank's part of the gradient of its part of ``p``: brought to ``p``'s placements, with partial sums
     summed."""

@@ -4,8 +4,9 @@ A method is a direction :math:`u`, made from the averaged gradient :math:`d`, an
 for all (:mod:`momo.method`), so a method is only the few lines of its file here.
 """
 
-from momo.directions.adam import Adam
+from momo.directions.adam import Adam, AdamFromFirst
 from momo.directions.momentum import Momentum
+from momo.directions.muon import Muon, MuonMax
 from momo.directions.protocol import Direction, Elementwise
 
-__all__ = ["Adam", "Direction", "Elementwise", "Momentum"]
+__all__ = ["Adam", "AdamFromFirst", "Direction", "Elementwise", "Momentum", "Muon", "MuonMax"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from momo.method import Scalar
+from momo.method import Scalar, where
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,10 @@ class Adam:
     root: Scalar  # sqrt(1 - beta2^k)
     name: ClassVar[str] = "adam"
     buffers: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    scalars: ClassVar[dict[str, torch.dtype]] = {}
     scales: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
+    shares_norm: ClassVar[bool] = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], weight: Scalar, steps: Scalar, present: Scalar = 1.0) -> Adam:
@@ -44,3 +47,12 @@ class Adam:
         d, v = buffers
         torch.sqrt(v, out=work).div_(self.root).add_(self.eps)
         return torch.div(d, work, out=work)
+
+
+class AdamFromFirst(Adam):
+    """``u = d / (sqrt(v) + eps)``, with averages that start at the first gradient and its square."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], weight: Scalar, steps: Scalar, present: Scalar = 1.0) -> AdamFromFirst:
+        square_weight = where(steps == 1, 1.0, 1 - options["betas"][1])
+        return cls(weight, square_weight * present, options["eps"], 1.0)

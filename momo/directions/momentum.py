@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from momo.method import Scalar
@@ -18,7 +19,10 @@ class Momentum:
     weight: Scalar  # of the new gradient in the average
     name: ClassVar[str] = "momentum"
     buffers: ClassVar[tuple[str, ...]] = ("exp_avg",)
+    scalars: ClassVar[dict[str, torch.dtype]] = {}
     scales: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
+    shares_norm: ClassVar[bool] = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], weight: Scalar, steps: Scalar, present: Scalar = 1.0) -> Momentum:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from momo.method import Scalar
@@ -20,12 +21,19 @@ class Direction(Protocol):
     Attributes:
         name: how the compiled passes call it.
         buffers: names of the buffers in a parameter's state; the averaged gradient ``d`` comes first.
+        scalars: what else the state of a parameter holds: the dtypes of 0-dimensional tensors by name.
         scales: whether ``u`` scales with ``d``. Then the largest step is ``lr / rho``, else it is ``lr``.
+        elementwise: whether it fits :class:`Elementwise`. What doesn't is a matrix direction like Muon's, whose ``u``
+            the passes compute once in a step and keep.
+        shares_norm: whether ``u`` is still to be multiplied by the sum of ``<d, u>`` over all such tensors.
     """
 
     name: ClassVar[str]
     buffers: ClassVar[tuple[str, ...]]
+    scalars: ClassVar[dict[str, torch.dtype]]
     scales: ClassVar[bool]
+    elementwise: ClassVar[bool]
+    shares_norm: ClassVar[bool]
 
     @classmethod
     def of(cls, options: Mapping[str, Any], weight: Scalar, steps: Scalar, present: Scalar = 1.0) -> Direction:

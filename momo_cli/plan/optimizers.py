@@ -29,6 +29,8 @@ class Known:
 KNOWN: dict[str, Known] = {
     "momo": Known("momo:Momo", 1.0),
     "momo-adam": Known("momo:MomoAdam", 1e-2),
+    "momo-muon": Known("momo:MomoMuon", 0.02),
+    "momo-muonmax": Known("momo:MomoMuonMax", 0.02),
     "momo-star": Known("momo:Momo", 1.0, (("use_fstar", True),)),
     "momo-adam-star": Known("momo:MomoAdam", 1e-2, (("use_fstar", True),)),
     "sgd": Known("torch.optim:SGD", 0.1),
@@ -36,8 +38,11 @@ KNOWN: dict[str, Known] = {
     "sgd-nesterov": Known("torch.optim:SGD", 0.1, (("momentum", 0.9), ("nesterov", True))),
     "adam": Known("torch.optim:Adam", 1e-3),
     "adamw": Known("torch.optim:AdamW", 1e-3),
+    "muon": Known("momo_cli.training.muon:Muon", 0.02),
 }
 
+#: Classes that are made from a model, to know its matrices.
+FOR_MODEL = ("momo:MomoMuon", "momo:MomoMuonMax", "momo_cli.training.muon:Muon")
 
 #: The optimizers of a sweep where none are named: Momo beside its baseline, whose step is Momo's when capped.
 SWEPT = "momo,sgd-m"
@@ -46,7 +51,7 @@ SWEPT = "momo,sgd-m"
 COMPARED, SEEDS = "momo,sgd-m,momo-adam,adam,adamw+cosine", 3
 
 #: Momo's methods by name; their classes, as ``momo:Momo``, count too.
-MOMO_METHODS = ("momo", "momo-adam", "momo-star", "momo-adam-star", "momo-muon")
+MOMO_METHODS = ("momo", "momo-adam", "momo-star", "momo-adam-star", "momo-muon", "momo-muonmax")
 
 
 def is_momo(label: str) -> bool:
@@ -150,12 +155,36 @@ class OptimizerSpec:
             )
         return loaded, dict(known.arguments if known else ()) | dict(self.arguments)
 
-    def build(
-        self, parameters: Iterable[Any], lr: float, extra: dict[str, float] | None = None
-    ) -> torch.optim.Optimizer:
-        """The optimizer over ``parameters`` at learning rate ``lr``; ``extra`` are further tuned arguments."""
+    def build(self, model: torch.nn.Module, lr: float, extra: dict[str, float] | None = None) -> torch.optim.Optimizer:
+        """The optimizer of ``model`` at learning rate ``lr``; ``extra`` are further tuned arguments.
+
+        A class with a ``for_model`` is made by that, others over the model's trainable parameters.
+
+        Raises:
+            UserError: The model has none of the matrices that the optimizer is for.
+        """
         loaded, arguments = self.load()
-        return loaded(parameters, **{"lr": lr, **arguments, **(extra or {})})
+        options = {"lr": lr, **arguments, **(extra or {})}
+        if not hasattr(loaded, "for_model"):
+            return loaded([p for p in model.parameters() if p.requires_grad], **options)
+        self.check_matrices(model)
+        made: torch.optim.Optimizer = loaded.for_model(model, **options)
+        return made
+
+    def check_matrices(self, model: torch.nn.Module) -> None:
+        """Find a model that an optimizer for matrices can't train.
+
+        Raises:
+            UserError: The model has no hidden matrix.
+        """
+        from momo.matrices import matrices_of
+
+        path = KNOWN[self.name].path if self.name in KNOWN else self.name
+        if path in FOR_MODEL and not matrices_of(model):
+            raise UserError(
+                f"--optimizer {self.label}: {type(model).__name__} has no hidden weight of two or more dimensions, "
+                "which Muon is for (embeddings and the output layer don't count).\nUse another one, such as momo-adam."
+            )
 
     def check(self, lr: float, extra: dict[str, float] | None = None) -> None:
         """Build the optimizer over one small parameter, to find a wrong argument before any run starts.
@@ -168,7 +197,7 @@ class OptimizerSpec:
         import torch
 
         try:
-            self.build([torch.nn.Parameter(torch.zeros(2, 2))], lr, extra)
+            self.build(torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(2))), lr, extra)
         except UserError:
             raise
         except Exception as error:

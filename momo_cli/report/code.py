@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from momo_cli.errors import UserError
-from momo_cli.plan.optimizers import KNOWN, OptimizerSpec, is_momo
+from momo_cli.plan.optimizers import FOR_MODEL, KNOWN, OptimizerSpec, is_momo
 from momo_cli.plan.schedules import DECAY, Schedule
 from momo_cli.plan.settings import Settings
 from momo_cli.training.script.command import SCRIPT, fill, placeholders
@@ -34,6 +34,10 @@ def code(
     >>> print(code("momo-adam", "0.01", params={"weight_decay": 0.1}))
     import momo
     optimizer = momo.MomoAdam(model.parameters(), lr=0.01, weight_decay=0.1)
+    # in the loop, after loss.backward():  optimizer.step(loss=loss)
+    >>> print(code("momo-muon", "0.02"))
+    import momo
+    optimizer = momo.MomoMuon.for_model(model, lr=0.02)
     # in the loop, after loss.backward():  optimizer.step(loss=loss)
     >>> print(code("prodigyopt:Prodigy", "1"))
     import prodigyopt
@@ -65,7 +69,8 @@ def code(
     options = {**dict(known.arguments if known else ()), **dict(spec.arguments), **(params or {})}
     arguments = "".join(f", {key}={value!r}" for key, value in options.items())
     lines = ["import torch" if module == "torch.optim" else f"import {module}"]
-    lines.append(f"optimizer = {module}.{cls}(model.parameters(), lr={lr}{arguments})")
+    made = ".for_model(model" if path in FOR_MODEL else "(model.parameters()"
+    lines.append(f"optimizer = {module}.{cls}{made}, lr={lr}{arguments})")
     if comment:
         lines[1] += f"  # {comment}"
     if is_momo(optimizer):

@@ -88,7 +88,7 @@ def lower_bound_advice(runs: Sequence[Run], optimizer: str) -> str:
             f"{seen} and stops there: set lb a little below the lowest loss that any optimizer reaches, as in "
             f"-o '{_with_argument(fixed, f'lb={bound_below(lowest):g}')}'. use_fstar doesn't help there."
         )
-    level = None if "star" in optimizer or "use_fstar" in optimizer else level_of_loss(runs, optimizer)
+    level = None if re.search("star|[Mm]uon", optimizer) else level_of_loss(runs, optimizer)
     if level is not None:
         return (
             f"The training loss levelled off at about {numbers.number(level)}, clearly above the lower bound of 0 that "

@@ -17,7 +17,8 @@ class Task:
 
     Attributes:
         model: A ``torch.nn.Module``, freshly initialized.
-        loss: ``loss(model, batch)`` returns the batch's mean loss, a 0-dim tensor.
+        loss: ``loss(model, batch)`` returns the batch's mean loss, a 0-dim tensor; or ``(loss, lower_bound)`` where a
+            lower bound of this very loss is known, a 0-dim tensor or a number, which Momo's methods use for ``lb``.
         train: Batches that can be iterated again and again: a DataLoader, a list of tensors, tuples or dicts.
         val: Batches for evaluation, or None.
         metrics: ``metrics(model, batch)`` returns ``{name: number}``, averaged over ``val`` by batch size.

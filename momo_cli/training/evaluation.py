@@ -90,13 +90,34 @@ def precision(settings: Settings, device: torch.device) -> Iterator[None]:
             yield
 
 
-def scalar_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
-    """The task's loss of one batch, checked to be one number.
+class Losses(NamedTuple):
+    """A loss and a lower bound of it, or those of each run of a stack.
+
+    Attributes:
+        loss: The loss.
+        lower_bound: None where the task gives none.
+    """
+
+    loss: torch.Tensor
+    lower_bound: torch.Tensor | None = None
+
+
+def losses_of(task: Task, model: Any, batch: Any) -> Losses:
+    """The task's loss of one batch and its lower bound if there is one, checked to be one number each.
 
     Raises:
-        UserError: It is something else.
+        UserError: They are something else.
     """
-    loss = task.loss(model, batch)
+    returned = task.loss(model, batch)
+    if isinstance(returned, tuple) and len(returned) == 2:
+        loss, bound = _one_number(returned[0], "a loss that is "), returned[1]
+        if isinstance(bound, (int, float)):
+            return Losses(loss, torch.full_like(loss.detach(), bound))
+        return Losses(loss, _one_number(bound, "a bound that is ").detach())
+    return Losses(_one_number(returned))
+
+
+def _one_number(loss: Any, which: str = "") -> torch.Tensor:
     if isinstance(loss, torch.Tensor) and loss.dim() == 0 and loss.is_floating_point():
         return loss
     if not isinstance(loss, torch.Tensor):
@@ -106,24 +127,29 @@ def scalar_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
     else:
         what = f"a tensor of {str(loss.dtype).removeprefix('torch.')}"
     raise UserError(
-        f"The task's loss(model, batch) returned {what}, not a 0-dim floating-point tensor.\n"
-        "Return the mean loss of the batch."
+        f"The task's loss(model, batch) returned {which}{what}, not a 0-dim floating-point tensor.\n"
+        "Return the mean loss of the batch, or (loss, lower_bound) where a lower bound of it is known."
     )
 
 
-def training_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
-    """As :func:`scalar_loss`, for a step of training.
+def scalar_loss(task: Task, model: Any, batch: Any) -> torch.Tensor:
+    """The loss alone of :func:`losses_of`."""
+    return losses_of(task, model, batch).loss
+
+
+def training_losses(task: Task, model: Any, batch: Any) -> Losses:
+    """As :func:`losses_of`, for a step of training.
 
     Raises:
-        UserError: It has no gradient, too.
+        UserError: The loss has no gradient, too.
     """
-    loss = scalar_loss(task, model, batch)
-    if not loss.requires_grad:
+    losses = losses_of(task, model, batch)
+    if not losses.loss.requires_grad:
         raise UserError(
             "The task's loss(model, batch) returned a tensor without a gradient: it is detached, or doesn't depend on "
             "the model's parameters.\nReturn the loss itself, without detach(), item() or no_grad()."
         )
-    return loss
+    return losses
 
 
 def evaluate(task: Task, settings: Settings, device: torch.device) -> Evaluation:

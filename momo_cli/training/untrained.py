@@ -12,7 +12,7 @@ import torch
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import move
-from momo_cli.training.evaluation import precision, unchanged
+from momo_cli.training.evaluation import losses_of, precision, unchanged
 
 
 def untrained_tensors(task: Task, settings: Settings, device: torch.device) -> list[str]:
@@ -28,7 +28,7 @@ def untrained_tensors(task: Task, settings: Settings, device: torch.device) -> l
         return []
     try:
         with unchanged(task), precision(settings, device):
-            loss = task.loss(model, move(next(iter(task.train)), device))
+            loss = losses_of(task, model, move(next(iter(task.train)), device)).loss
     except Exception:  # training meets it again, and says whose it is
         return []
     return [held[id(leaf)] for leaf in _leaves(loss) if id(leaf) in held]

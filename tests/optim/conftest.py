@@ -25,6 +25,12 @@ def compiled_passes():
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
+@pytest.fixture
+def exactly(monkeypatch):
+    """Muon's iteration in the parameters' own precision, so that rounding to bfloat16 doesn't hide a wrong number."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+
+
 @pytest.fixture(params=["compiled", "torch"], scope="module")
 def passes(request):
     """Run a module's tests with the compiled passes, and again with torch's operations."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from optim import making
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -25,7 +26,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from momo import Momo, MomoAdam
+from momo import Momo, MomoAdam, MomoMuon, MomoMuonMax
 
 WORLD = 2
 STEPS = 100
@@ -34,6 +35,9 @@ OPTIONS = {
     "momo-star": (Momo, dict(lr=0.3, use_fstar=True, lb=-1.0)),
     "momo-adam": (MomoAdam, dict(lr=0.05, weight_decay=0.1)),
     "torch": (MomoAdam, dict(lr=0.05, weight_decay=0.1, fused=False)),
+    "momo-muon": (MomoMuon, dict(lr=0.3, weight_decay=0.1)),
+    "momo-muonmax": (MomoMuonMax, dict(lr=0.3, weight_decay=0.1)),
+    "stale": (MomoMuonMax, dict(lr=0.3, stale_norms=True, fused=False)),
 }
 
 
@@ -58,14 +62,14 @@ def loss_of(net, x):
     return (net(x) - x[:, :3].sin()).square().mean()
 
 
-def train(net, optimizer, rank, start=0, stop=STEPS):
+def train(net, optimizer, rank, start=0, stop=STEPS, bound=None):
     """Train on this rank's batches; on the union of all if ``rank`` is None."""
     found = []
     for x in batches()[start:stop]:
         optimizer.zero_grad()
         loss = loss_of(net, x.flatten(0, 1) if rank is None else x[rank])
         loss.backward()
-        optimizer.step(loss=loss)
+        optimizer.step(loss=loss, lower_bound=bound)
         found.append(optimizer.diagnostics()["step_size"].clone())
     return torch.stack(found)
 
@@ -75,22 +79,32 @@ def whole(net):
     return [(p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for p in net.parameters()]
 
 
-def made(name, net, **more):
+def optimizer_of(name, net, **more):
     cls, options = OPTIONS[name]
     options = {**options, **more}
-    return cls(groups(net, options), **options)
+    return making.made(cls, groups(net, options), **options)
 
 
 def ddp(rank, name):
     net = model()
-    steps = train(DistributedDataParallel(net), made(name, net), rank)
+    steps = train(DistributedDataParallel(net), optimizer_of(name, net), rank)
     return whole(net), steps
 
 
 def one_process(rank, name):
     net = model()
-    steps = train(net, made(name, net, process_group=False), None)
+    steps = train(net, optimizer_of(name, net, process_group=False), None)
     return whole(net), steps
+
+
+def bounded(rank, name):
+    """Each rank has a bound of its own loss, and one process their mean."""
+    if name == "momo-star":
+        return None
+    net, alone = model(), model()
+    train(DistributedDataParallel(net), optimizer_of(name, net), rank, bound=0.02 * rank)
+    train(alone, optimizer_of(name, alone, process_group=False), None, bound=0.01 * (WORLD - 1))
+    return whole(net), whole(alone)
 
 
 def sharded(rank, name):
@@ -99,7 +113,7 @@ def sharded(rank, name):
     for layer in (net[0], net[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(net, mesh=mesh)
-    steps = train(net, made(name, net), rank)
+    steps = train(net, optimizer_of(name, net), rank)
     return whole(net), steps
 
 
@@ -108,7 +122,7 @@ def hybrid(rank, name):
     net = model()
     mesh = init_device_mesh("cpu", (2, WORLD // 2), mesh_dim_names=("replicate", "shard"))
     fully_shard(net, mesh=mesh)
-    steps = train(net, made(name, net), rank)
+    steps = train(net, optimizer_of(name, net), rank)
     return whole(net), steps
 
 
@@ -116,7 +130,7 @@ def tensor_parallel(rank, name):
     net = model()
     mesh = init_device_mesh("cpu", (WORLD,))
     parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
-    steps = train(net, made(name, net), None)  # every rank has the same batch: that of all
+    steps = train(net, optimizer_of(name, net), None)  # every rank has the same batch: that of all
     return whole(net), steps
 
 
@@ -127,7 +141,7 @@ def mixture(rank, name):
     first, second = net[0], net[2]
     first.weight = torch.nn.Parameter(distribute_tensor(first.weight.detach(), mesh, [Shard(1)]))
     first.bias = torch.nn.Parameter(distribute_tensor(first.bias.detach(), mesh, [Replicate()]))
-    optimizer = made(name, net)
+    optimizer = optimizer_of(name, net)
     steps = []
     for x in batches():
         x = x.flatten(0, 1)
@@ -150,7 +164,7 @@ def partial_gradients(rank, name):
     cls, options = OPTIONS[name]
     x = torch.arange(6.0, dtype=torch.float64).view(2, 3)
     p = torch.nn.Parameter(distribute_tensor(x, mesh, [Shard(0)]))
-    optimizer = cls([p], **options)
+    optimizer = making.made(cls, [p], **options)
     for k in range(5):
         p.grad = DTensor.from_local(x * (rank + 1) + k, mesh, [Partial()])
         optimizer.step(loss=torch.tensor(float(rank)))
@@ -161,7 +175,7 @@ def partial_gradients_by_hand(rank, name):
     cls, options = OPTIONS[name]
     x = torch.arange(6.0, dtype=torch.float64).view(2, 3)
     p = torch.nn.Parameter(x.clone())
-    optimizer = cls([p], **options, process_group=False)
+    optimizer = making.made(cls, [p], **options, process_group=False)
     for k in range(5):
         p.grad = 3 * x + 2 * k
         optimizer.step(loss=0.5)
@@ -174,7 +188,7 @@ def checkpoint(rank, name, folder):
     def sharded_model():
         net = model()
         fully_shard(net, mesh=init_device_mesh("cpu", (WORLD,)))
-        return net, made(name, net)
+        return net, optimizer_of(name, net)
 
     half = STEPS // 2
     net, optimizer = sharded_model()
@@ -196,7 +210,7 @@ def checkpoint(rank, name, folder):
 
 def count_collectives(rank, name):
     net = model()
-    optimizer = made(name, net)
+    optimizer = optimizer_of(name, net)
     calls = []
     original = dist.all_reduce
 
@@ -222,7 +236,7 @@ def count_collectives(rank, name):
 def one_bad_loss(rank, name):
     """One rank's loss is infinite once."""
     net = model()
-    optimizer = made(name, net)
+    optimizer = optimizer_of(name, net)
     parallel = DistributedDataParallel(net)
     for k, x in enumerate(batches()[:20]):
         optimizer.zero_grad()
@@ -244,6 +258,10 @@ def refused(rank, name):
             found[what] = str(error)
 
     cls, options = OPTIONS[name]
+    if cls in making.MUONS:
+        # Flat parameters are no matrices, and ZeroRedundancyOptimizer drops the groups' options: refused before the rest.
+        attempt("ZeroRedundancyOptimizer", lambda: ZeroRedundancyOptimizer(model().parameters(), cls, **options))
+        return found
 
     def zero():
         net = model()
@@ -263,7 +281,7 @@ def refused(rank, name):
     def sharded_without_group():
         net = model()
         fully_shard(net, mesh=init_device_mesh("cpu", (WORLD,)))
-        optimizer = made(name, net, process_group=False)
+        optimizer = optimizer_of(name, net, process_group=False)
         loss = loss_of(net, batches()[0][rank])
         loss.backward()
         optimizer.step(loss=loss)
@@ -286,6 +304,7 @@ def refused(rank, name):
 CASES = {
     "ddp": ddp,
     "one process": one_process,
+    "bounded": bounded,
     "fsdp2": sharded,
     "hsdp": hybrid,
     "tensor parallel": tensor_parallel,
@@ -301,6 +320,7 @@ CASES = {
 def main(rank, folder):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    torch.Tensor.bfloat16 = torch.Tensor.clone  # Muon's iteration in double, so that its rounding hides no wrong sum
     store = dist.FileStore(str(Path(folder) / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
     found = {}

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from optim.making import made
 
-from momo import Momo, MomoAdam
+from momo import Momo, MomoAdam, MomoMuon, MomoMuonMax
 
-both = pytest.mark.parametrize("cls, options", [(Momo, {"lr": 0.05}), (MomoAdam, {"lr": 0.02, "weight_decay": 0.1})])
+each = pytest.mark.parametrize(
+    "cls, options",
+    [
+        (Momo, {"lr": 0.05}),
+        (MomoAdam, {"lr": 0.02, "weight_decay": 0.1}),
+        (MomoMuon, {"lr": 0.02, "weight_decay": 0.1}),
+        (MomoMuonMax, {"lr": 0.02}),
+    ],
+)
 
 
 def losses(cls, options, compile_step, steps=50):
@@ -15,7 +24,7 @@ def losses(cls, options, compile_step, steps=50):
     train_step."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
-    optimizer = cls(net.parameters(), **options)
+    optimizer = made(cls, net.parameters(), **options)
     x = torch.randn(steps, 12, 6)
 
     def train_step(batch):
@@ -29,9 +38,9 @@ def losses(cls, options, compile_step, steps=50):
     return [step(batch).item() for batch in x]
 
 
-@both
+@each
 @pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
-def test_the_whole_training_step(cls, options, backend):
+def test_the_whole_training_step(cls, options, backend, exactly):
     def compiled(train_step, optimizer):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
@@ -45,7 +54,7 @@ def test_the_whole_training_step(cls, options, backend):
     assert sum(breaks.values()) <= 3, list(breaks)
 
 
-@both
+@each
 def test_the_step_alone(cls, options):
     def compiled(train_step, optimizer):
         optimizer.step = torch.compile(optimizer.step, backend="aot_eager")

@@ -9,13 +9,15 @@ from collections import Counter
 
 import pytest
 import torch
+from optim.making import EVERY, made
 from optim.plain import Plain
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from momo import Momo, MomoAdam, record_loss
+from momo import Momo, MomoAdam, MomoMuonMax, record_loss
 
 pytestmark = pytest.mark.usefixtures("passes")
 both = pytest.mark.parametrize("cls", [Momo, MomoAdam])
+each = pytest.mark.parametrize("cls", EVERY)
 
 
 def net_and_batches(steps, dtype=torch.float64):
@@ -35,13 +37,13 @@ def parameters(net):
 # ---- momentum that changes ----
 
 
-@both
+@each
 @pytest.mark.parametrize("cycle", ["one", "cyclic"])
 @pytest.mark.parametrize("shift", [10.0, -10.0])
-def test_cycled_momentum_keeps_the_identity_of_shifts(cls, cycle, shift):
+def test_cycled_momentum_keeps_the_identity_of_shifts(cls, cycle, shift, exactly):
     def final(shift):
         net, batches = net_and_batches(40)
-        optimizer = cls(net.parameters(), lr=0.05, lb=shift)
+        optimizer = made(cls, net.parameters(), lr=0.05, lb=shift)
         if cycle == "one":
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=40)
         else:
@@ -116,18 +118,19 @@ def test_a_small_gradient_in_half_precision():
 # ---- losses and gradients that aren't finite ----
 
 
-@both
+@each
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_one_loss_that_is_not_finite_does_not_disable_the_method(cls, bad):
+def test_one_loss_that_is_not_finite_does_not_disable_the_method(cls, bad, exactly):
     def final(spoil, at=7):
         net, batches = net_and_batches(30)
-        optimizer = cls(net.parameters(), lr=3.0)
+        optimizer = made(cls, net.parameters(), lr=3.0)
         capped = []
         for k, x in enumerate(batches):
             optimizer.zero_grad()
             loss = loss_of(net, x)
             loss.backward()
-            average = optimizer.diagnostics()["loss_average"] / (1 if cls is Momo else 1 - 0.9**k) if k else loss
+            beta = 0.0 if cls in (Momo, MomoMuonMax) else optimizer.param_groups[0]["betas"][0]
+            average = optimizer.diagnostics()["loss_average"] / (1 - beta**k) if k else loss
             optimizer.step(loss=torch.as_tensor(bad).double() if spoil and k == at else average if k == at else loss)
             capped.append(optimizer.diagnostics()["capped"].item())
         assert not all(capped[at + 5 :])
@@ -229,11 +232,11 @@ def test_a_closure_that_accumulates_is_refused(cls):
     optimizer.step(lambda: loss)
 
 
-@both
+@each
 def test_losses_recorded_while_a_closure_runs_count(cls):
     def final(record):
         net, batches = net_and_batches(6)
-        optimizer = cls(net.parameters(), lr=2.0)
+        optimizer = made(cls, net.parameters(), lr=2.0)
         for x in batches:
 
             def closure(x=x):
@@ -250,12 +253,12 @@ def test_losses_recorded_while_a_closure_runs_count(cls):
     assert torch.equal(final(True), final(False))
 
 
-@both
+@each
 @pytest.mark.parametrize("reduction, factor", [("mean", 1.0), ("sum", 0.25)])
-def test_accumulated_losses(cls, reduction, factor):
+def test_accumulated_losses(cls, reduction, factor, exactly):
     def final(accumulated):
         net, batches = net_and_batches(24)
-        optimizer = cls(net.parameters(), lr=2.0)
+        optimizer = made(cls, net.parameters(), lr=2.0)
         for parts in batches.split(4):
             optimizer.zero_grad()
             if not accumulated:
@@ -301,14 +304,14 @@ def test_recording_through_wrappers():
         record_loss(optimizer, 1.0, reduction="max")
 
 
-@both
+@each
 @pytest.mark.parametrize("reset", ["model", "model, to zero", "optimizer"])
-def test_a_skipped_step_of_a_scaler_leaves_nothing(cls, reset):
+def test_a_skipped_step_of_a_scaler_leaves_nothing(cls, reset, exactly):
     """The recorded loss of a skipped step is dropped, however the gradients are reset."""
 
     def final(scaled):
         net, batches = net_and_batches(12, torch.float32)
-        optimizer = cls(net.parameters(), lr=1.0)
+        optimizer = made(cls, net.parameters(), lr=1.0)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=scaled)
         for k, x in enumerate(batches):
             if not scaled and k == 5:
@@ -331,10 +334,10 @@ def test_a_skipped_step_of_a_scaler_leaves_nothing(cls, reset):
 # ---- the state ----
 
 
-@both
+@each
 def test_groups_hold_plain_options_and_the_state_is_plain_too(cls):
     net, batches = net_and_batches(3)
-    optimizer = cls([{"params": [p]} for p in net.parameters()], lr=0.1)
+    optimizer = made(cls, [{"params": [p]} for p in net.parameters()], lr=0.1)
     for x in batches:
         optimizer.zero_grad()
         loss = loss_of(net, x)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from optim.making import EVERY, MUONS, made
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from momo import Momo, MomoAdam, bench
+from momo import Momo, MomoAdam, MomoMuon, MomoMuonMax, bench
 from momo.passes import members
 
 SHAPES = [(30, 50), (7, 3), (), (5,), (7, 3)]
@@ -17,7 +18,7 @@ def train(cls, steps=8, **options):
     gen = torch.Generator().manual_seed(0)
     params = [torch.randn(s, generator=gen, dtype=torch.float64).requires_grad_() for s in SHAPES]
     groups = [{"params": params[:2], "lr": 0.02}, {"params": params[2:], "weight_decay": 0.1}]
-    optimizer = cls(groups, lr=0.3, **options)
+    optimizer = made(cls, groups, lr=0.3, **options)
     for k in range(steps):
         optimizer.zero_grad()
         loss = sum((p - 1).square().mean() for i, p in enumerate(params) if i != 3 or k > 2)
@@ -29,15 +30,23 @@ def train(cls, steps=8, **options):
     return [p.detach() for p in params], optimizer
 
 
-@pytest.mark.parametrize("use_fstar", [False, True])
+STAR = [
+    (cls, {**options, "use_fstar": use_fstar})
+    for cls, options in [
+        (Momo, {}), (Momo, {"bias_correction": True}), (MomoAdam, {}), (MomoAdam, {"divide": False}),
+    ]
+    for use_fstar in (False, True)
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "cls, options", [(Momo, {}), (Momo, {"bias_correction": True}), (MomoAdam, {}), (MomoAdam, {"divide": False})]
+    "cls, options", [*STAR, (MomoMuon, {}), (MomoMuonMax, {}), (MomoMuonMax, {"stale_norms": True})]
 )
-def test_scalars_as_tensors_give_the_same_iterates(cls, options, use_fstar, monkeypatch):
-    expected, numbers = train(cls, use_fstar=use_fstar, fused=False, **options)
+def test_scalars_as_tensors_give_the_same_iterates(cls, options, monkeypatch, exactly):
+    expected, numbers = train(cls, fused=False, **options)
     with monkeypatch.context() as patch:
         patch.setattr(members, "_HOST", set())
-        found, tensors = train(cls, use_fstar=use_fstar, fused=False, **options)
+        found, tensors = train(cls, fused=False, **options)
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     for name, value in tensors.diagnostics().items():
@@ -62,7 +71,7 @@ class Counter(TorchDispatchMode):
 def steps_on_meta(cls, shapes, missing=(), **options):
     """Three steps on the meta device, which has no values: whoever reads one raises. The calls of the last step."""
     params = [torch.zeros(s, device="meta", requires_grad=True) for s in shapes]
-    optimizer = cls(params, lr=torch.tensor(0.1, device="meta"), **options)
+    optimizer = made(cls, params, lr=torch.tensor(0.1, device="meta"), **options)
     for k in range(3):
         for i, p in enumerate(params):
             p.grad = None if k == 2 and i in missing else torch.zeros_like(p)
@@ -74,9 +83,11 @@ def steps_on_meta(cls, shapes, missing=(), **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"use_fstar": True, "weight_decay": 0.1}])
-@pytest.mark.parametrize("cls", [Momo, MomoAdam])
+@pytest.mark.parametrize("cls", EVERY)
 def test_steps_read_nothing_from_the_device(cls, options):
-    few = steps_on_meta(cls, SHAPES, **options)
+    if cls in MUONS:
+        options = {name: value for name, value in options.items() if name != "use_fstar"}
+    few = steps_on_meta(cls, SHAPES * 2, **options)  # Muon stacks matrices where there are several of a shape
     # Small tensors are gathered, so their number changes nothing; nor does it cost reads to leave some out.
     assert steps_on_meta(cls, SHAPES * 20, **options) == few
     assert steps_on_meta(cls, SHAPES * 20, missing={1, 2, 50}, **options) <= few + 40

@@ -47,7 +47,7 @@ class Changing:
         return iter([tuple(t * self.passes for t in batch) for batch in self.data])
 
 def build(seed, data="loader", counts=True, dropout=0.2):
-    model = nn.Sequential(nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.ReLU(), nn.Linear(8, 1))
+    model = nn.Sequential(nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
     if counts:
         model.append(Counts())
     loss = lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1])
@@ -60,7 +60,7 @@ def build(seed, data="loader", counts=True, dropout=0.2):
         train = Changing(list(train))
     return model, loss, train, val
 """
-LABELS = ["momo", "momo-adam-star", "adam", "sgd-nesterov+cosine", "rmsprop"]
+LABELS = ["momo", "momo-muon", "muon", "momo-muonmax", "momo-adam-star", "adam", "sgd-nesterov+cosine", "rmsprop"]
 
 
 class Interrupted(Exception):
@@ -127,7 +127,9 @@ def test_a_stack_goes_on_with_the_rows_that_are_left(task, folder):
     """Also where some had diverged, and where other processes do some of them now. (Without dropout: it draws for the
     rows that are there.)"""
     source = task(counts=False, dropout=0.0)
-    specs = specs_of(["momo", "adam", "rmsprop", "sgd"], seeds=2, lrs=(0.01, 0.1)) + specs_of(["sgd"], 2, (1e6,))
+    specs = specs_of(
+        ["momo", "momo-muon", "momo-muonmax", "muon", "adam", "rmsprop", "sgd"], seeds=2, lrs=(0.01, 0.1)
+    ) + specs_of(["sgd"], 2, (1e6,))
     whole, _ = train(source, specs, together=100)
     assert {run.status for run in whole.values()} == {"ok", "diverged"}
     kept = Checkpoints(folder / "kept", {}, every=1e-9)

@@ -15,7 +15,7 @@ from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import Batches, generators_restored, move
-from momo_cli.training.evaluation import Initial, precision, training_loss
+from momo_cli.training.evaluation import Initial, precision, training_losses
 from momo_cli.training.run.clock import Steps, step_times
 from momo_cli.training.run.training_run import TrainingRun
 from momo_cli.training.stack.loop import Seed, StackedRuns
@@ -69,7 +69,8 @@ class StepTimes:
     def operations(self) -> int:
         """Operations of a forward pass that the backward pass goes through."""
         with precision(self._settings, self.device):
-            loss = training_loss(self.task, self.task.model, move(next(iter(self.task.train)), self.device))
+            batch = move(next(iter(self.task.train)), self.device)
+            loss = training_losses(self.task, self.task.model, batch).loss
         seen: set[Any] = set()
         waiting = [loss.grad_fn]
         while waiting:
@@ -169,7 +170,7 @@ class _Gradients:
     def step(self) -> None:
         batch = move(self._batches.next(), self.device)
         with precision(self.settings, self.device):
-            loss = training_loss(self.task, self.task.model, batch)
+            loss = training_losses(self.task, self.task.model, batch).loss
         torch.autograd.grad(loss, self._parameters, allow_unused=True)
         self._left -= 1
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from momo_cli.training.evaluation import Losses
+
 
 class Stepper:
     """Drives any optimizer: forward, backward, clipping and the step.
 
     Args:
-        optimizer: Its ``step`` is given ``loss`` if it takes one, a closure if it needs one.
+        optimizer: Its ``step`` is given ``loss`` and ``lower_bound`` if it takes them, a closure if it needs one.
         clip: Largest gradient norm, or None.
         scaler: Scales the loss for float16, or None.
     """
@@ -21,7 +23,7 @@ class Stepper:
     def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None, scaler: Any = None) -> None:
         self.optimizer, self.clip, self.scaler = optimizer, clip, scaler
         parameters = inspect.signature(optimizer.step).parameters
-        self.takes_loss = "loss" in parameters
+        self.takes_loss, self.takes_bound = "loss" in parameters, "lower_bound" in parameters
         closure = parameters.get("closure")
         self.needs_closure = closure is not None and closure.default is inspect.Parameter.empty
         self._diagnostics = getattr(optimizer, "diagnostics", None)
@@ -46,35 +48,37 @@ class Stepper:
             else:
                 group["lr"] = lr * factor
 
-    def step(self, compute_loss: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def step(self, compute_loss: Callable[[], Losses]) -> torch.Tensor:
         """One step; returns the loss before it, detached."""
 
-        def gradients() -> torch.Tensor:
+        def gradients() -> Losses:
             self.optimizer.zero_grad()
-            loss = compute_loss()
+            loss, bound = compute_loss()
             (self.scaler.scale(loss) if self.scaler else loss).backward()
             if self.clip is not None:
                 if self.scaler:
                     self.scaler.unscale_(self.optimizer)
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.clip)
-            return loss
+            return Losses(loss, bound)
 
         if self.needs_closure:
             losses: list[torch.Tensor] = []
 
             def closure() -> torch.Tensor:
-                losses.append(gradients())
+                losses.append(gradients().loss)
                 return losses[-1]
 
             self.optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs want a float
             return losses[0].detach()
-        loss = gradients().detach()
-        self.step_with(loss)
-        return loss
+        loss, bound = gradients()
+        self.step_with(loss.detach(), bound)
+        return loss.detach()
 
-    def step_with(self, loss: torch.Tensor) -> None:
+    def step_with(self, loss: torch.Tensor, lower_bound: torch.Tensor | None) -> None:
         """The step alone, after gradients that are there already."""
         keywords: dict[str, Any] = {"loss": loss} if self.takes_loss else {}
+        if self.takes_bound and lower_bound is not None:
+            keywords["lower_bound"] = lower_bound
         if self.scaler:
             self.scaler.step(self.optimizer, **keywords)
             self.scaler.update()

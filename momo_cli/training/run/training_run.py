@@ -15,11 +15,12 @@ from momo_cli.training.data import Batches, move
 from momo_cli.training.evaluation import (
     Evaluation,
     Initial,
+    Losses,
     evaluate,
     measure_initial,
     objective_name,
     precision,
-    training_loss,
+    training_losses,
 )
 from momo_cli.training.model_state import load_model_state, model_state
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
@@ -64,7 +65,7 @@ class TrainingRun:
         objective = objective_name(task, settings)
         self.steps = task.count_steps(settings.steps, settings.epochs)
         self.stepper = Stepper(
-            spec.optimizer.build([p for p in model.parameters() if p.requires_grad], spec.lr, dict(spec.params)),
+            spec.optimizer.build(model, spec.lr, dict(spec.params)),
             settings.clip,
             torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None,
         )
@@ -85,9 +86,9 @@ class TrainingRun:
         """Take one step; ``mark`` where :meth:`state` is asked for right after it."""
         batch = move(self._batches.next(mark), self.device)
 
-        def compute_loss() -> torch.Tensor:
+        def compute_loss() -> Losses:
             with precision(self.settings, self.device):
-                return training_loss(self.task, self.task.model, batch)
+                return training_losses(self.task, self.task.model, batch)
 
         self.stepper.set_lr(self._schedule.factor(self._reader.taken, self.steps))
         loss = self.stepper.step(compute_loss)

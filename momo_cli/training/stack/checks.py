@@ -13,7 +13,7 @@ from momo_cli.errors import first_line
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import generators_restored, map_tensors, move
-from momo_cli.training.evaluation import buffers_restored, precision, scalar_loss, training_loss
+from momo_cli.training.evaluation import buffers_restored, precision, scalar_loss, training_losses
 from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.user_code import OURS
 
@@ -97,7 +97,7 @@ def _compare(task: Task, batch: Any, settings: Settings) -> None:
         stack.x[1].mul_(1 + 0.05 * torch.rand_like(stack.x[1]))
     rows = stack.x.clone()
     fixed = {name: buffer.clone() for name, buffer in stack.fixed.items()}
-    losses = stack.gradients([batch])
+    losses = stack.gradients([batch]).loss
     bound = tolerance(settings, rows.dtype)
     for row in range(2):
         with torch.no_grad():
@@ -107,7 +107,7 @@ def _compare(task: Task, batch: Any, settings: Settings) -> None:
         stack.fixed = after
         trainable = [p for p in model.parameters() if p.requires_grad]
         with precision(settings, stack.device):
-            loss = training_loss(task, model, batch)
+            loss = training_losses(task, model, batch).loss
         alone = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trainable)])
         pairs = [(stack.g[row], alone), (losses[row], loss.detach())]
         pairs += [(after[name][row], buffer) for name, buffer in stack.objective.named_buffers()]

@@ -21,7 +21,7 @@ from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
 from momo_cli.training.stack.checks import check_seeds
 from momo_cli.training.stack.graph import CapturedStep, record_cuda
 from momo_cli.training.stack.models import CannotStack, Stack
-from momo_cli.training.stack.optimizers import group_key, stacked_optimizer
+from momo_cli.training.stack.optimizers import Layout, group_key, stacked_optimizer
 from momo_cli.training.stack.step import Group, Step
 from momo_cli.user_code import OURS
 
@@ -321,7 +321,9 @@ def _grouped(specs: Sequence[RunSpec], stack: Stack, settings: Settings) -> list
     start = 0
     for end in range(1, len(specs) + 1):
         if end == len(specs) or group_key(specs[end]) != group_key(specs[start]):
-            optimizer = stacked_optimizer(specs[start:end], stack.x[start:end], stack.shapes)
+            specs[start].optimizer.check_matrices(stack.objective.model)
+            layout = Layout(stack.shapes, stack.matrices)
+            optimizer = stacked_optimizer(specs[start:end], stack.x[start:end], layout)
             groups.append(Group(optimizer, start, end, settings.schedule_of(specs[start].optimizer)))
             start = end
     return groups

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch.func import functional_call, vmap
 
+from momo.matrices import matrices_of
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
 from momo_cli.training.data import map_tensors, others, tensors
-from momo_cli.training.evaluation import checked_metrics, precision, scalar_loss
+from momo_cli.training.evaluation import Losses, checked_metrics, losses_of, precision
 
 
 class CannotStack(Exception):
@@ -31,7 +32,8 @@ class _Objective(torch.nn.Module):
             assert self.task.metrics is not None
             found = checked_metrics(self.task.metrics(self.model, batch))
             return {name: torch.as_tensor(value) for name, value in found.items()}
-        return scalar_loss(self.task, self.model, batch)
+        loss, bound = losses_of(self.task, self.model, batch)
+        return loss if bound is None else (loss, bound)
 
 
 class Stack:
@@ -45,6 +47,7 @@ class Stack:
     Attributes:
         x: Parameters, ``[K, N]``; every step changes them in place.
         g: Gradients, ``[K, N]``.
+        matrices: For each parameter, in the order in which they lie in a row, whether it is a matrix to Muon.
 
     Raises:
         CannotStack: The models' parameters don't fit in one buffer.
@@ -60,6 +63,8 @@ class Stack:
             raise CannotStack("its parameters have several dtypes or devices")
         self.names = list(named)
         self.shapes = [p.shape for p in named.values()]
+        hidden = {id(p) for p in matrices_of(tasks[0].model).values()}
+        self.matrices = [id(p) in hidden for p in named.values()]
         first = next(iter(named.values()))
         self.device = first.device
         self.x = torch.empty(len(tasks), sum(p.numel() for p in named.values()), dtype=first.dtype, device=first.device)
@@ -99,8 +104,8 @@ class Stack:
         self.seed_of = self.seed_of[rows]
         self._bind()
 
-    def gradients(self, batches: Sequence[Any]) -> torch.Tensor:
-        """One forward and backward pass for all rows, gradients into ``g``; returns the losses, ``[K]``.
+    def gradients(self, batches: Sequence[Any]) -> Losses:
+        """One forward and backward pass for all rows, gradients into ``g``; returns the losses and bounds, ``[K]``.
 
         Args:
             batches: One for each seed.
@@ -108,19 +113,23 @@ class Stack:
         Raises:
             CannotStack: A trainable parameter has no gradient in this step.
         """
-        losses: torch.Tensor = self._call(batches, self.leaves)
+        losses, bounds = self._losses(batches)
         # The runs are independent, so the gradient of the sum holds each run's own in its row.
         found = torch.autograd.grad(losses.sum(), list(self.leaves.values()), allow_unused=True)
         if any(grad is None for grad in found):
             missing = self.names[[grad is None for grad in found].index(True)].removeprefix("model.")
             raise CannotStack(f"its parameter {missing} gets no gradient")
         torch._foreach_copy_(self._g_parts, list(found))
-        return losses.detach()
+        return Losses(losses.detach(), bounds)
+
+    def _losses(self, batches: Sequence[Any]) -> Losses:
+        returned = self._call(batches, self.leaves)
+        return Losses(*returned) if isinstance(returned, tuple) else Losses(returned)
 
     def evaluate(self, batches: Sequence[Any], metrics: bool = False) -> Any:
         """Losses ``[K]``, or metrics ``{name: [K]}``, without gradients."""
         with torch.no_grad():
-            return self._call(batches, self.leaves, metrics)
+            return self._call(batches, self.leaves, metrics) if metrics else self._losses(batches).loss
 
     def _call(self, batches: Sequence[Any], parameters: dict[str, torch.Tensor], metrics: bool = False) -> Any:
         shared = self.seeds == 1

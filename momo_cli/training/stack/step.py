@@ -9,6 +9,7 @@ import torch
 
 from momo_cli.plan.schedules import Schedule
 from momo_cli.plan.settings import Settings
+from momo_cli.training.evaluation import Losses
 from momo_cli.training.run.record import ADAPTIVE_TERM, CAP, CAPPED, LOSS, STEP_SIZE
 from momo_cli.training.stack.models import Stack
 from momo_cli.training.stack.optimizers import Rows
@@ -52,7 +53,7 @@ class Step:
             CannotStack: The batches or the gradients are of a kind that can't be stacked.
         """
         stack = self.stack
-        losses = stack.gradients(batches)
+        losses, bounds = stack.gradients(batches)
         found: list[tuple[int, Group, torch.Tensor]] = []
         with torch.no_grad():
             if self.settings.clip is not None:
@@ -60,7 +61,8 @@ class Step:
                 stack.g.mul_((self.settings.clip / (stack.g.norm(dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
             for group, factor in zip(self.groups, factors):
                 rows = slice(group.start, group.end)
-                diagnostics = group.optimizer.step(stack.x[rows], stack.g[rows], losses[rows], factor)
+                own = Losses(losses[rows], None if bounds is None else bounds[rows])
+                diagnostics = group.optimizer.step(stack.x[rows], stack.g[rows], own, factor)
                 if diagnostics is not None:
                     found += [(at, group, diagnostics[name]) for name, at in _DIAGNOSTICS.items()]
             if not found:
