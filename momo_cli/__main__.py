@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -12,8 +13,12 @@ import threading
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     _end_as_by_ctrl_c()
+    _keep_streams()
     code = run(sys.argv[1:] if arguments is None else arguments)
     if "torch" in sys.modules:
+        from momo_cli.processes import end_children
+
+        end_children()
         # Everything is stored and written by now, and taking torch's modules apart would cost a second.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None where it never was open
@@ -63,6 +68,21 @@ def run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+class _Kept(io.TextIOWrapper):
+    """A standard stream that the user's code can't close, so that the command can still say what became of it."""
+
+    def close(self) -> None:
+        self.flush()
+
+
+def _keep_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            kept = _Kept(stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+            setattr(sys, name, kept)
 
 
 def _end_as_by_ctrl_c() -> None:

@@ -12,7 +12,7 @@ _OURS = tuple(str(Path(__file__).resolve().parent.parent / package) for package 
 
 
 #: What is never the user's code's error, among all that may come out of it.
-OURS = (UserError, KeyboardInterrupt, GeneratorExit)
+OURS = (UserError, KeyboardInterrupt)
 
 
 class UserCodeError(Exception):

@@ -144,6 +144,9 @@ class Builds(Protocol):
     def build(self, seed: int, device: Any) -> Task:
         """Seed every generator with ``seed`` and build the task for ``device``."""
 
+    def load(self) -> object:
+        """Import the task, once for all builds."""
+
 
 def known_length(batches: Any) -> int | None:
     """How many batches there are; None where only going through them tells (a DataLoader over an IterableDataset)."""

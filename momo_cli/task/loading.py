@@ -12,15 +12,20 @@ import itertools
 import os
 import random
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from momo_cli.errors import UserError, did_you_mean
+from momo_cli.process_state import channels, restored
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.definition import Task
 from momo_cli.task.files import module_name
 from momo_cli.user_code import OURS, UserCodeError
+
+_returned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""The trainable parameters of the models that tasks have returned, by id."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,7 @@ class TaskSource:
             UserError: The function doesn't exist, doesn't take an argument, or returns no task.
             UserCodeError: The user's code raised.
         """
-        function = self._load()
+        function = self.load()
         offered = {"seed": seed, "device": device}
         keywords = _keywords(function, self.name, offered, dict(self.arguments))
         seed_everything(seed)
@@ -68,10 +73,19 @@ class TaskSource:
             raise
         except BaseException as error:
             raise UserCodeError(self.name, error) from error
-        return Task.from_returned(returned, self.name)
+        task = Task.from_returned(returned, self.name)
+        _check_new(task.model, self.name)
+        return task
 
-    def _load(self) -> Callable[..., Any]:
-        module = _import(self)
+    def load(self) -> Callable[..., Any]:
+        """The function; its module is imported at the first call, and keeps what it sets in the process.
+
+        Raises:
+            UserError: There is no such function.
+            UserCodeError: The module raises.
+        """
+        with restored(channels):
+            module = _import(self)
         function: Any = getattr(module, self.function, None)
         if function is None:
             public = [
@@ -184,6 +198,16 @@ def seed_everything(seed: int) -> None:
     else:
         numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def _check_new(model: Any, name: str) -> None:
+    own = {id(parameter): parameter for parameter in model.parameters() if parameter.requires_grad}
+    if any(_returned.get(key) is parameter for key, parameter in own.items()):
+        raise UserError(
+            f"{name} returned a model that it had returned before, and every run trains its own.\n"
+            "Build the model in the function, or return copy.deepcopy(model)."
+        )
+    _returned.update(own)
 
 
 def _module_file(module: str, reference: str) -> Path:

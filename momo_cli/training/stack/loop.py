@@ -11,6 +11,7 @@ import torch
 from momo_cli.errors import UserError, first_line
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
+from momo_cli.process_state import ProcessState, of_torch, restored
 from momo_cli.runs import Run
 from momo_cli.task.definition import Builds, Task
 from momo_cli.training.data import Generators, batch_size, endless, move
@@ -21,7 +22,6 @@ from momo_cli.training.stack.graph import CapturedStep, record_cuda
 from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.training.stack.optimizers import group_key, stacked_optimizer
 from momo_cli.training.stack.step import Group, Step
-from momo_cli.user_code import OURS
 
 _LEFT = 8  # compact the stack when an eighth of its rows has left
 
@@ -196,19 +196,51 @@ def train_stack(
     initials = {} if initials is None else initials
     stopwatch = Stopwatch()
     try:
-        seeds = {}
-        for seed in dict.fromkeys(spec.seed for spec in specs):
-            seeds[seed] = Seed(source.build(seed, device), settings, device, initials.get(seed))
-            initials[seed] = seeds[seed].initial
-        runs = StackedRuns(seeds, specs, settings, device, watch, stopwatch)
-        while not runs.done:
-            yield from runs.step()
-        yield from runs.finish()
-    except (CannotStack, *OURS, torch.OutOfMemoryError):
+        with restored():
+            seeds = _seeds(source, [spec.seed for spec in specs], settings, device, initials)
+            before = of_torch()
+            runs = StackedRuns(seeds, specs, settings, device, watch, stopwatch)
+            first = True
+            while not runs.done:
+                ended = runs.step()
+                if ended or first:
+                    _check_unchanged(before)
+                first = False
+                yield from ended
+            _check_unchanged(before)
+            yield from runs.finish()
+    except (CannotStack, KeyboardInterrupt, GeneratorExit, torch.OutOfMemoryError):
         raise
     except BaseException as error:
+        if isinstance(error, UserError) and len({spec.seed for spec in specs}) == 1:
+            raise
         # Alone, each run meets the same error or none; then it is reported as its own.
         raise CannotStack(first_line(error)) from error
+
+
+def _seeds(
+    source: Builds, numbers: Sequence[int], settings: Settings, device: torch.device, initials: dict[int, Initial]
+) -> dict[int, Seed]:
+    """The seeds, each built as if it were alone; torch is left in the state in which each of them leaves it."""
+    seeds: dict[int, Seed] = {}
+    states: list[ProcessState] = []
+    for seed in dict.fromkeys(numbers):
+        with restored(of_torch):
+            before = of_torch()
+            task = source.build(seed, device)
+            states.append(of_torch().changed_since(before))
+            seeds[seed] = Seed(task, settings, device, initials.get(seed))
+            initials[seed] = seeds[seed].initial
+    if any(state != states[0] for state in states):
+        raise CannotStack("its seeds leave torch in different states")
+    states[0].restore()
+    return seeds
+
+
+def _check_unchanged(before: ProcessState) -> None:
+    changed = of_torch().changed_since(before).names()
+    if changed:
+        raise CannotStack(f"while it trains, the task changes torch's {' and '.join(changed)}")
 
 
 def prepare_step(
