@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong, 130 interrupted."""
     try:
         from momo_cli.commands import app
-        from momo_cli.errors import UserError
+        from momo_cli.errors import UserError, printable
         from momo_cli.store import unstored
         from momo_cli.user_code import UserCodeError
     except KeyboardInterrupt:
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="momo", standalone_mode=False)
         return code if isinstance(code, int) and code else int(bool(unstored.written))
     except UserError as error:
-        print(f"momo: {error}", file=sys.stderr)
+        print(f"momo: {printable(str(error))}", file=sys.stderr)
         return error.code
     except UserCodeError as error:
         print(f"{error.frames}\nmomo: {error}", file=sys.stderr)
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
             return 1
         print(f"momo: the task's code ended the program: sys.exit({left.code!r}).", file=sys.stderr)
         return 2
-    except Exception as error:
+    except BaseException as error:
         if hasattr(error, "format_message"):  # Typer's own: a wrong option, a missing argument
             return _usage(error)
         if os.environ.get("MOMO_DEBUG"):
@@ -73,6 +73,10 @@ def run(arguments: list[str]) -> int:
 class _Kept(io.TextIOWrapper):
     """A standard stream that the user's code can't close, so that the command can still say what became of it."""
 
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+        self._stream = stream  # which would close the buffer as it goes
+
     def close(self) -> None:
         self.flush()
 
@@ -81,8 +85,7 @@ def _keep_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
-            kept = _Kept(stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
-            setattr(sys, name, kept)
+            setattr(sys, name, _Kept(stream))
 
 
 def _end_as_by_ctrl_c() -> None:
@@ -95,7 +98,7 @@ def _end_as_by_ctrl_c() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def _usage(error: Exception) -> int:
+def _usage(error: BaseException) -> int:
     message = error.format_message()  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     if not message:  # no_args_is_help has printed the help

@@ -17,6 +17,10 @@ class UserError(Exception):
         self.code = code
 
 
+NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+"""What Python's parser, ``ast.literal_eval`` and whoever walks a syntax tree raise of a text that isn't one."""
+
+
 def first_line(error: BaseException) -> str:
     """What ``error`` says in one line: the first of its message, or its type where it has none.
 

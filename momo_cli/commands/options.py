@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import shlex
 import sys
 import typing
@@ -17,7 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from momo_cli.asked import Options
-from momo_cli.errors import UserError
+from momo_cli.errors import NO_LITERAL, UserError
 from momo_cli.experiment import Experiment
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.plan.schedules import SCHEDULES
@@ -270,7 +271,7 @@ class TrainingOptions(TaskOptions):
     def _together(self) -> int | Literal["auto", "off"]:
         if self.together == "auto" or self.together == "off":
             return self.together  # type: ignore[return-value]
-        if not self.together.isdecimal() or int(self.together) < 1:
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", self.together):
             raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
         return int(self.together)
 
@@ -400,7 +401,7 @@ def arguments(texts: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {text}: write key=value, for instance --set width=128.")
         try:
             found[key] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
+        except NO_LITERAL:
             found[key] = value
     return found
 

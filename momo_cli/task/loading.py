@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from momo_cli.errors import UserError, did_you_mean
+from momo_cli.errors import NO_LITERAL, UserError, did_you_mean
 from momo_cli.process_state import channels, restored
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.definition import Task
@@ -129,8 +129,8 @@ def find_task(reference: str, arguments: dict[str, Any] | None = None) -> TaskSo
         )
     if place.endswith(".py") or os.sep in place:
         file = Path(place)
-        if not file.is_file():
-            near = [path.name for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        if not _is_file(file):
+            near = [path.name for path in Path.cwd().joinpath(*file.parts[:-1]).glob("*.py")]
             raise UserError(f"There is no file {place!r} (looked in {Path.cwd()}).{did_you_mean(file.name, near)}")
         return TaskSource(f"{place}:{function}", str(file.resolve()), function, file.resolve(), given)
     return TaskSource(f"{place}:{function}", place, function, _module_file(place, reference), given)
@@ -144,7 +144,7 @@ def code_of(source: bytes) -> bytes:
     """
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):
+    except NO_LITERAL:
         return source
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -166,7 +166,7 @@ def local_sources(file: Path) -> list[Path]:
         at = waiting.pop()
         try:
             tree = ast.parse(at.read_bytes())
-        except (SyntaxError, ValueError, OSError):
+        except (*NO_LITERAL, OSError):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -200,6 +200,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long, or its folder can't be read
+        return False
+
+
 def _check_new(model: Any, name: str) -> None:
     own = {id(parameter): parameter for parameter in model.parameters() if parameter.requires_grad}
     if any(_returned.get(key) is parameter for key, parameter in own.items()):
@@ -218,7 +225,7 @@ def _module_file(module: str, reference: str) -> Path:
         spec = importlib.util.find_spec(module)
     except UserError:
         raise
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, OSError):  # no name of a module, or one that is too long
         spec = None
     except Exception as error:  # a parent package is imported on the way, and it is the user's
         raise UserCodeError(reference, error) from error
@@ -250,7 +257,10 @@ def _import(source: TaskSource) -> Any:
 def _keywords(
     function: Callable[..., Any], name: str, offered: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        raise UserError(f"{name} doesn't say which arguments it takes: write a Python function.") from None
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in given:
