@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import inspect
@@ -18,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from momo_cli.asked import Options
-from momo_cli.errors import NO_LITERAL, UserError
+from momo_cli.errors import UserError, literal
 from momo_cli.experiment import Experiment
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.plan.schedules import SCHEDULES
@@ -399,10 +398,7 @@ def arguments(texts: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--set {text}: write key=value, for instance --set width=128.")
-        try:
-            found[key] = ast.literal_eval(value)
-        except NO_LITERAL:
-            found[key] = value
+        found[key] = literal(value)
     return found
 
 
