@@ -27,6 +27,9 @@ from momo_cli.user_code import OURS, UserCodeError
 _returned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 """The trainable parameters of the models that tasks have returned, by id."""
 
+_building: list[str] = []
+"""The tasks that are being built: one's function may build another's."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskSource:
@@ -67,14 +70,18 @@ class TaskSource:
         offered = {"seed": seed, "device": device}
         keywords = _keywords(function, self.name, offered, dict(self.arguments))
         seed_everything(seed)
+        _building.append(self.name)
         try:
             returned = function(**keywords)
         except OURS:
             raise
         except BaseException as error:
             raise UserCodeError(self.name, error) from error
+        finally:
+            _building.pop()
         task = Task.from_returned(returned, self.name)
-        _check_new(task.model, self.name)
+        if not _building:
+            _check_new(task.model, self.name)
         return task
 
     def load(self) -> Callable[..., Any]:
