@@ -89,7 +89,7 @@ class Trainer:
         except UserError as error:
             if not self._sound:
                 raise
-            return spec.result(status="failed", error=str(error))
+            return spec.result(status="failed", error=" ".join(str(error).splitlines()))
         self._sound |= run.status != "failed"
         return run
 

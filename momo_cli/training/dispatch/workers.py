@@ -93,7 +93,7 @@ class Workers:
                     # One seed's data may be wrong alone; a task that is wrong is so in every worker.
                     if not sound and (len(busy) == 1 or len(wrong) > len(self._workers)):
                         raise wrong[0]
-                    yield from self._bury(worker, again, suspects, str(wrong[-1]))
+                    yield from self._bury(worker, again, suspects, " ".join(str(wrong[-1]).splitlines()))
                 elif kind == "ended":
                     spec, run, initials = content
                     self._initials |= initials
