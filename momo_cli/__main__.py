@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -12,8 +13,12 @@ import threading
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     _end_as_by_ctrl_c()
+    _keep_streams()
     code = run(sys.argv[1:] if arguments is None else arguments)
     if "torch" in sys.modules:
+        from momo_cli.processes import end_children
+
+        end_children()
         # Everything is stored and written by now, and taking torch's modules apart would cost a second.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None where it never was open
@@ -26,7 +31,7 @@ def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong, 130 interrupted."""
     try:
         from momo_cli.commands import app
-        from momo_cli.errors import UserError
+        from momo_cli.errors import UserError, printable
         from momo_cli.store import unstored
         from momo_cli.user_code import UserCodeError
     except KeyboardInterrupt:
@@ -37,7 +42,7 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="momo", standalone_mode=False)
         return code if isinstance(code, int) and code else int(bool(unstored.written))
     except UserError as error:
-        print(f"momo: {error}", file=sys.stderr)
+        print(f"momo: {printable(str(error))}", file=sys.stderr)
         return error.code
     except UserCodeError as error:
         print(f"{error.frames}\nmomo: {error}", file=sys.stderr)
@@ -52,7 +57,7 @@ def run(arguments: list[str]) -> int:
             return 1
         print(f"momo: the task's code ended the program: sys.exit({left.code!r}).", file=sys.stderr)
         return 2
-    except Exception as error:
+    except BaseException as error:
         if hasattr(error, "format_message"):  # Typer's own: a wrong option, a missing argument
             return _usage(error)
         if os.environ.get("MOMO_DEBUG"):
@@ -65,6 +70,24 @@ def run(arguments: list[str]) -> int:
         return 1
 
 
+class _Kept(io.TextIOWrapper):
+    """A standard stream that the user's code can't close, so that the command can still say what became of it."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+        self._stream = stream  # which would close the buffer as it goes
+
+    def close(self) -> None:
+        self.flush()
+
+
+def _keep_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            setattr(sys, name, _Kept(stream))
+
+
 def _end_as_by_ctrl_c() -> None:
     """Have SIGTERM and SIGHUP interrupt, unless whoever started the command has them ignored, as nohup does."""
     if threading.current_thread() is not threading.main_thread():
@@ -75,7 +98,7 @@ def _end_as_by_ctrl_c() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def _usage(error: Exception) -> int:
+def _usage(error: BaseException) -> int:
     message = error.format_message()  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     if not message:  # no_args_is_help has printed the help

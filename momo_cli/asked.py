@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,14 @@ from momo_cli.plan.learning_rates import parse_range
 from momo_cli.report import numbers
 from momo_cli.reporting import trials_of
 from momo_cli.script_experiment import ScriptExperiment
-from momo_cli.search import PRUNERS, SAMPLERS, Search, search
+from momo_cli.search import NEEDED, PRUNERS, SAMPLERS, Search, search
 from momo_cli.store import DEFAULT_URL, GRACE, Store
 from momo_cli.task.function import FunctionSource
 from momo_cli.task.loading import TaskSource
 from momo_cli.training.script import Command, Reading
 
 Range = tuple[float, float] | str
+_MOST_RUNS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,8 +160,8 @@ class Options(Settings):
             )
         return Search(
             self.trials,
-            one_of("--sampler", self.sampler, SAMPLERS),
-            one_of("--pruner", self.pruner, PRUNERS),
+            _installed("--sampler", one_of("--sampler", self.sampler, SAMPLERS)),
+            _installed("--pruner", one_of("--pruner", self.pruner, PRUNERS)),
             None if self.lr_range is None else _range(self.lr_range, "--lr-range "),
             {name: _range(ends, f"--tune {name}=") for name, ends in self.tune.items()},
         )
@@ -186,10 +188,13 @@ def collect(
     """
     how, optimizers = options.search(), options.specs(experiment, default)
     if how is None:
-        specs = grid(optimizers, parse_lrs(_lrs(options.lrs), optimizers), options.seeds or default_seeds)
+        lrs, seeds = parse_lrs(_lrs(options.lrs), optimizers), options.seeds or default_seeds
+        _check_size(sum(map(len, lrs.values())) * seeds)
+        specs = grid(optimizers, lrs, seeds)
         with display(len(specs)) as shown:
             return experiment.collect(specs, shown)
     seeds = options.seeds or 1
+    _check_size(len(optimizers) * how.trials * seeds)
     with display(len(optimizers) * how.trials * seeds) as shown:
         return trials_of(search(experiment, optimizers, how, seeds, shown), how)
 
@@ -206,6 +211,22 @@ def one_of(flag: str, word: str, known: Sequence[str]) -> str:
             f"Write {numbers.names(list(known), 'or')}."
         )
     return word
+
+
+def _installed(flag: str, word: str) -> str:
+    """``word``, if the package that Optuna needs for it is there."""
+    package = NEEDED.get(word)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"{flag} {word} needs the package {package}, which isn't installed: pip install {package}.")
+    return word
+
+
+def _check_size(runs: int) -> None:
+    if runs > _MOST_RUNS:
+        raise UserError(
+            f"These are {runs:.3g} runs, more than the {_MOST_RUNS} that one command takes.\n"
+            "Give fewer --lrs, --seeds or --trials."
+        )
 
 
 def _lrs(given: str | Sequence[str | float] | Mapping[str, str | Sequence[float]] | None) -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import warnings
+from typing import Any
+
 
 class UserError(Exception):
     """Something the user can mend: what is wrong, where, and what to type instead.
@@ -15,6 +19,24 @@ class UserError(Exception):
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
+
+
+def literal(text: str) -> Any:
+    """The Python literal that ``text`` is, else ``text`` itself.
+
+    >>> literal("0.1"), literal("1x"), literal("-" * 100_000)[:2]
+    (0.1, '1x', '--')
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of 1x, say
+        try:
+            return ast.literal_eval(text)
+        except NO_LITERAL:
+            return text
+
+
+NO_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+"""What Python's parser, ``ast.literal_eval`` and whoever walks a syntax tree raise of a text that isn't one."""
 
 
 def first_line(error: BaseException) -> str:

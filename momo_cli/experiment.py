@@ -198,16 +198,19 @@ class Experiment:
 
     def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Probe, str]:
         """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
+        from momo_cli.process_state import restored
         from momo_cli.training.evaluation import check_metric, objective_name
         from momo_cli.training.probe import Probe
         from momo_cli.training.untrained import untrained_line, untrained_tensors
 
         self.check_optimizers(specs)
-        probe = Probe(source, specs[0].seed, device)
-        assert probe.task is not None
-        name = objective_name(probe.task, self.settings)
-        check_metric(probe.task, name, device)
-        return name, probe, untrained_line(untrained_tensors(probe.task, self.settings, device))
+        source.load()
+        with restored():
+            probe = Probe(source, specs[0].seed, device)
+            assert probe.task is not None
+            name = objective_name(probe.task, self.settings)
+            check_metric(probe.task, name, device)
+            return name, probe, untrained_line(untrained_tensors(probe.task, self.settings, device))
 
     def _changed_source(self, stored: StoredRuns, any_found: bool) -> list[str]:
         """A line where runs of this task and settings are stored that an earlier version of its file made."""

@@ -11,6 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 _PATIENCE = 1.0  # seconds a process has to end when told to
@@ -43,7 +44,10 @@ def _run(target: Callable[..., None], *arguments: Any) -> None:
     signal.signal(signal.SIGTERM, _told_to_end)
     if not multiprocessing.current_process().daemon:
         threading.Thread(target=_end_with_the_parent, name="momo-parent", daemon=True).start()
-    target(*arguments)
+    try:
+        target(*arguments)
+    finally:
+        end_children()
 
 
 def _told_to_end(*_: object) -> None:
@@ -54,7 +58,21 @@ def _end_with_the_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    end_children()
     os._exit(1)
+
+
+def end_children() -> None:
+    """End every process that this one has started and that is still there: the user's code may have left some.
+
+    Only on Linux, where they are listed. Python's own tracker of shared memory ends by itself, after its work.
+    """
+    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, listed.read_text().split()):
+                if child != getattr(tracker, "_pid", None):
+                    os.kill(child, signal.SIGKILL)
 
 
 def end(processes: Sequence[Any]) -> None:

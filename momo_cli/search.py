@@ -63,6 +63,8 @@ def _pruners() -> dict[str, Callable[[], Any]]:
 
 
 SAMPLERS = ("tpe", "random", "gp", "cmaes", "grid")
+#: The packages that some of them need beside Optuna.
+NEEDED = {"cmaes": "cmaes", "gp": "scipy", "wilcoxon": "scipy"}
 PRUNERS = ("none", "median", "hyperband", "wilcoxon")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import traceback
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _OURS = tuple(str(Path(__file__).resolve().parent.parent / package) for package 
 
 
 #: What is never the user's code's error, among all that may come out of it.
-OURS = (UserError, KeyboardInterrupt, GeneratorExit, Ended)
+OURS = (UserError, KeyboardInterrupt, Ended)
 
 
 class UserCodeError(Exception):
@@ -44,5 +45,9 @@ def user_frames(error: BaseException) -> str:
         if not (in_torch or ours or importing):
             kept.append(frame)
     head = ["Traceback (your code):\n"] if kept else []
+    # A file's module is named after the whole path, for the import machinery's sake and not for the reader's.
+    of_file = re.match(r"momo_cli\.task\.files\.\w+\.", f"{type(error).__module__}.")
     tail = traceback.format_exception_only(type(error), error)
+    if of_file:
+        tail[-1] = tail[-1].removeprefix(of_file[0])
     return "".join(head + traceback.format_list(kept) + tail).rstrip()

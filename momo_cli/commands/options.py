@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import shlex
 import sys
 import typing
@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from momo_cli.asked import Options
-from momo_cli.errors import UserError
+from momo_cli.errors import UserError, literal
 from momo_cli.experiment import Experiment
 from momo_cli.plan.optimizers import KNOWN
 from momo_cli.plan.schedules import SCHEDULES
@@ -286,7 +286,7 @@ class TrainingOptions(TaskOptions):
     def _together(self) -> int | Literal["auto", "off"]:
         if self.together == "auto" or self.together == "off":
             return self.together  # type: ignore[return-value]
-        if not self.together.isdecimal() or int(self.together) < 1:
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", self.together):
             raise UserError(f"--together {self.together}: write auto, off, or how many runs to train at once.")
         return int(self.together)
 
@@ -414,10 +414,7 @@ def arguments(texts: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--set {text}: write key=value, for instance --set width=128.")
-        try:
-            found[key] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            found[key] = value
+        found[key] = literal(value)
     return found
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from momo_cli.commands.options import OutputOptions
@@ -20,6 +23,21 @@ def consoles(outputs: OutputOptions) -> tuple[Console, Console]:
 
     notes = Console(stderr=True, quiet=outputs.quiet, highlight=False)
     return (Console(stderr=True, highlight=False) if outputs.to_stdout else Console(highlight=False)), notes
+
+
+@contextlib.contextmanager
+def stdout_kept(outputs: OutputOptions) -> Iterator[None]:
+    """Where a format takes stdout, what the task's code writes there goes to stderr, that of its processes, too."""
+    if not outputs.to_stdout:
+        yield
+        return
+    with contextlib.ExitStack() as kept, contextlib.redirect_stdout(sys.stderr):
+        with contextlib.suppress(OSError):  # one of them is closed
+            stdout = os.dup(1)
+            kept.callback(os.close, stdout)
+            kept.callback(os.dup2, stdout, 1)
+            os.dup2(2, 1)
+        yield
 
 
 def check(outputs: OutputOptions, tasks: int = 1) -> None:

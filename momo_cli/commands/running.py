@@ -39,10 +39,11 @@ def collect_report(
     """
     out.check(outputs)
     asked = training.asked(search)
-    experiment = asked.experiment(training.source(task), training.store())
-    collected = collect(
-        experiment, asked, default_optimizers, default_seeds, lambda runs: _display(experiment, outputs, runs)
-    )
+    with out.stdout_kept(outputs):
+        experiment = asked.experiment(training.source(task), training.store())
+        collected = collect(
+            experiment, asked, default_optimizers, default_seeds, lambda runs: _display(experiment, outputs, runs)
+        )
     _say_failures(collected.runs)
     return report_of(collected, experiment), experiment
 
@@ -53,7 +54,7 @@ def run(experiment: Experiment, specs: list[RunSpec], outputs: OutputOptions) ->
     Raises:
         UserError: As :meth:`Experiment.collect`, or every run failed.
     """
-    with _display(experiment, outputs, len(specs)) as display:
+    with out.stdout_kept(outputs), _display(experiment, outputs, len(specs)) as display:
         collected = experiment.collect(specs, display)
     _say_failures(collected.runs)
     return collected

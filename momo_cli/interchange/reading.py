@@ -158,10 +158,10 @@ def _rows(path: str | Path) -> tuple[list[str], list[tuple[int, Row]]]:
                         code=1,
                     )
                 rows.append((reader.line_num, {name: value.strip() for name, value in zip(header, values)}))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}.", code=1) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table in UTF-8 ({error}).", code=1) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        raise UserError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}.", code=1) from None
     if not rows:
         raise UserError(
             f"{path}: no rows. The first line must name the columns, and each further line is one row.", code=1

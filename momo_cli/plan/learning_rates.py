@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from momo_cli.errors import UserError, did_you_mean
@@ -46,8 +47,8 @@ def parse_values(text: str) -> list[float]:
         pieces = part.split(":")
         if len(pieces) == 3:
             low, high = _number(pieces[0], text), _number(pieces[1], text)
-            if not pieces[2].strip().isdigit() or int(pieces[2]) < 1:
-                raise UserError(f"--lrs {text}: {pieces[2]!r} is not a count of values.\n{_HELP}")
+            if not re.fullmatch(r"\s*0*[1-9][0-9]{0,4}\s*", pieces[2]):
+                raise UserError(f"--lrs {text}: {pieces[2]!r} is not a count of values from 1 to 99999.\n{_HELP}")
             count = int(pieces[2])
             if high < low:
                 raise UserError(

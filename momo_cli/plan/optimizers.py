@@ -8,8 +8,9 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from momo_cli.errors import UserError, did_you_mean, first_line
+from momo_cli.errors import NO_LITERAL, UserError, did_you_mean, first_line
 from momo_cli.plan.schedules import SCHEDULES, Schedule
+from momo_cli.user_code import OURS, UserCodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,7 +109,7 @@ class OptimizerSpec:
             if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
                 raise ValueError
             arguments = tuple((str(k.arg), ast.literal_eval(k.value)) for k in call.keywords)
-        except (SyntaxError, ValueError):
+        except NO_LITERAL:
             raise UserError(
                 f"--optimizer {text!r}: the brackets must hold keyword arguments.\n"
                 f"For instance {name}(weight_decay=0.1)."
@@ -138,6 +139,8 @@ class OptimizerSpec:
                 )
             path = f"torch.optim:{by_name[path]}"
         module_name, _, class_name = path.partition(":")
+        if not all(map(str.isidentifier, [*module_name.split("."), class_name])):
+            raise UserError(f"--optimizer {self.label}: {path!r} is not package.module:Class.")
         try:
             module = importlib.import_module(module_name)
         except ImportError as error:
@@ -146,8 +149,12 @@ class OptimizerSpec:
                 f"--optimizer {self.label}: the module {missing!r} can't be imported.\n"
                 "Install it, or put its folder on PYTHONPATH."
             ) from None
+        except OURS:
+            raise
+        except BaseException as error:
+            raise UserCodeError(module_name, error) from error
         loaded = getattr(module, class_name, None)
-        if loaded is None:
+        if not callable(loaded):
             has = [name for name, value in vars(module).items() if _is_optimizer_class(value)]
             raise UserError(
                 f"--optimizer {self.label}: {module_name} has no class {class_name!r}.{did_you_mean(class_name, has)}\n"
@@ -198,14 +205,14 @@ class OptimizerSpec:
 
         try:
             self.build(torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(2))), lr, extra)
-        except UserError:
+        except (UserCodeError, *OURS):
             raise
-        except Exception as error:
+        except BaseException as error:
             loaded, _ = self.load()
             takes = [p for p in inspect.signature(loaded.__init__).parameters if p not in ("self", "params", "lr")]
             raise UserError(
                 f"--optimizer {self.label} can't be built: {first_line(error)}\n"
-                f"{loaded.__name__} takes {', '.join(takes)}."
+                f"{getattr(loaded, '__name__', self.name)} takes {', '.join(takes)}."
             ) from None
 
     @property

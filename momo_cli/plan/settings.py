@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from momo_cli.errors import UserError, did_you_mean
 from momo_cli.plan.optimizers import OptimizerSpec
 from momo_cli.plan.schedules import Schedule
 
+_MOST = 1e12  # more steps than a life has, and what every number format holds
 AMP = ("off", "bf16", "fp16")
 
 
@@ -41,8 +41,8 @@ class Settings:
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs were both given: they say the same thing. Leave one out.")
         for flag, value in (("--steps", self.steps), ("--epochs", self.epochs), ("--clip", self.clip)):
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{flag} {value}: it must be a positive number.")
+            if value is not None and not 0 < value <= _MOST:
+                raise UserError(f"{flag} {str(value)[:30]}: it must be a positive number, at most {_MOST:g}.")
         Schedule(self.schedule, self.warmup)
         if self.amp not in AMP:
             raise UserError(

@@ -81,6 +81,14 @@ class Format:
             raise UserError(f"--{self.name} -: this format can't go to stdout. Give it a file.")
         if not target.is_stdout and not target.path.parent.is_dir():
             raise UserError(f"--{self.name} {target.file}: there is no folder {str(Path(target.file).parent)!r}.")
+        try:
+            if not target.is_stdout:
+                target.path.lstat()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"--{self.name} {target.file[:100]}: no file can be written there: {why}.") from None
         if not target.is_stdout and target.path.is_dir():
             raise UserError(f"--{self.name} {target.file} is a folder. Name a file in it.")
         check = getattr(self._renderer(), "check", None)
@@ -95,7 +103,13 @@ class Format:
         """
         content = self._renderer().render(report, target)
         if target.is_stdout:
-            sys.stdout.write(content if isinstance(content, str) else content.decode())
+            try:
+                sys.stdout.write(content if isinstance(content, str) else content.decode())
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except (OSError, ValueError, AttributeError) as error:  # the disk behind it is full, or it is closed
+                raise UserError(f"stdout can't be written: {getattr(error, 'strerror', None) or error}.", 1) from None
             return
         path = target.path.resolve()  # what a link names, not the link
         beside = path.with_name(f".{path.name[:200]}.part") if path.is_file() or not path.exists() else path

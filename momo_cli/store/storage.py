@@ -88,6 +88,10 @@ class Storage:
             self._location = str(self._file) if self._is_journal else f"{_SQLITE}{self._file}{mark}{query}"
             if not self._file.parent.is_dir():
                 raise UserError(f"--storage {self.shown}: there is no folder {str(Path(path).parent)!r}.")
+            try:
+                self._file.exists()
+            except OSError as error:
+                raise UserError(f"--storage {self.shown[:100]} can't be used: {error.strerror}.") from None
         self._storage: optuna.storages.BaseStorage | None = None
         self._trials: Trials | None = None
 
@@ -134,7 +138,7 @@ class Storage:
                 continue
             key, (runs, waiting) = attributes[KEY], counts.get(study.study_name, (0, 0))
             objective, latest = str(attributes.get("objective", "")), str(attributes.get("latest", ""))
-            shown = f"{study.study_name}{_texts(key)}{objective}{latest}"
+            shown = f"{study.study_name}{texts(key)}{objective}{latest}"
             if _is_key(key) and isinstance(attributes.get("optimizers"), list) and printable(shown) == shown:
                 maximize = bool(attributes.get("maximize", key["settings"]["maximize"]))
                 found.append(StudyInfo(study.study_name, key, objective, maximize, runs, waiting, latest))
@@ -272,11 +276,11 @@ def _password(url: str) -> str:
     return found[1] if found else ""
 
 
-def _texts(value: Any) -> str:
+def texts(value: Any) -> str:
     """Every text in ``value``, a document of JSON."""
     if isinstance(value, dict):
-        return "".join(map(_texts, [*value, *value.values()]))
-    return "".join(map(_texts, value)) if isinstance(value, list) else str(value)
+        return "".join(map(texts, [*value, *value.values()]))
+    return "".join(map(texts, value)) if isinstance(value, list) else str(value)
 
 
 def _is_key(key: Any) -> bool:

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from momo_cli.errors import UserError, did_you_mean
+from momo_cli.errors import UserError, did_you_mean, printable
 from momo_cli.plan.grid import run_key
-from momo_cli.store.storage import DEFAULT_URL, GRACE, Storage, StudyInfo
+from momo_cli.store.storage import DEFAULT_URL, GRACE, Storage, StudyInfo, texts
 from momo_cli.store.stored_runs import StoredRuns
 from momo_cli.store.unstored import Unstored
 
@@ -119,9 +119,19 @@ def study_key(
         more: ``imported=True``; ``search``, how an Optuna study samples. None is left out.
     """
     given = {name: value for name, value in more.items() if value is not None}
-    key = {"task": task, "source": source, "set": arguments, "settings": settings, **given}
+    values = {name: _in_json(value) for name, value in arguments.items()}
+    key = {"task": task, "source": source, "set": values, "settings": settings, **given}
     in_json: dict[str, Any] = json.loads(json.dumps(key, default=str))
     return in_json
+
+
+def _in_json(value: Any) -> Any:
+    """``value``, or how Python writes it where JSON can't, or what can't be shown is in it."""
+    try:
+        written = json.loads(json.dumps(value, default=str))
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+    return value if printable(texts(written)) == texts(written) else repr(value)
 
 
 def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -124,7 +125,7 @@ class Task:
             raise UserError(f"{where} returned both steps={self.steps} and epochs={self.epochs}: give one.")
         for name in ("steps", "epochs"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise UserError(f"{where} returned {name}={value!r}; it must be positive.")
 
     def count_steps(self, steps: int | None, epochs: float | None) -> int:
@@ -144,6 +145,9 @@ class Builds(Protocol):
 
     def build(self, seed: int, device: Any) -> Task:
         """Seed every generator with ``seed`` and build the task for ``device``."""
+
+    def load(self) -> object:
+        """Import the task, once for all builds."""
 
 
 def known_length(batches: Any) -> int | None:

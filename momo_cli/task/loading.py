@@ -12,15 +12,23 @@ import itertools
 import os
 import random
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from momo_cli.errors import UserError, did_you_mean
+from momo_cli.errors import NO_LITERAL, UserError, did_you_mean
+from momo_cli.process_state import channels, restored
 from momo_cli.task.builtin import BUILTIN
 from momo_cli.task.definition import Task
 from momo_cli.task.files import module_name
 from momo_cli.user_code import OURS, UserCodeError
+
+_returned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""The trainable parameters of the models that tasks have returned, by id."""
+
+_building: list[str] = []
+"""The tasks that are being built: one's function may build another's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +66,33 @@ class TaskSource:
             UserError: The function doesn't exist, doesn't take an argument, or returns no task.
             UserCodeError: The user's code raised.
         """
-        function = self._load()
+        function = self.load()
         offered = {"seed": seed, "device": device}
         keywords = _keywords(function, self.name, offered, dict(self.arguments))
         seed_everything(seed)
+        _building.append(self.name)
         try:
             returned = function(**keywords)
         except OURS:
             raise
         except BaseException as error:
             raise UserCodeError(self.name, error) from error
-        return Task.from_returned(returned, self.name)
+        finally:
+            _building.pop()
+        task = Task.from_returned(returned, self.name)
+        if not _building:
+            _check_new(task.model, self.name)
+        return task
 
-    def _load(self) -> Callable[..., Any]:
-        module = _import(self)
+    def load(self) -> Callable[..., Any]:
+        """The function; its module is imported at the first call, and keeps what it sets in the process.
+
+        Raises:
+            UserError: There is no such function.
+            UserCodeError: The module raises.
+        """
+        with restored(channels):
+            module = _import(self)
         function: Any = getattr(module, self.function, None)
         if function is None:
             public = [
@@ -115,8 +136,8 @@ def find_task(reference: str, arguments: dict[str, Any] | None = None) -> TaskSo
         )
     if place.endswith(".py") or os.sep in place:
         file = Path(place)
-        if not file.is_file():
-            near = [path.name for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        if not _is_file(file):
+            near = [path.name for path in Path.cwd().joinpath(*file.parts[:-1]).glob("*.py")]
             raise UserError(f"There is no file {place!r} (looked in {Path.cwd()}).{did_you_mean(file.name, near)}")
         return TaskSource(f"{place}:{function}", str(file.resolve()), function, file.resolve(), given)
     return TaskSource(f"{place}:{function}", place, function, _module_file(place, reference), given)
@@ -130,7 +151,7 @@ def code_of(source: bytes) -> bytes:
     """
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):
+    except NO_LITERAL:
         return source
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -152,7 +173,7 @@ def local_sources(file: Path) -> list[Path]:
         at = waiting.pop()
         try:
             tree = ast.parse(at.read_bytes())
-        except (SyntaxError, ValueError, OSError):
+        except (*NO_LITERAL, OSError):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -186,6 +207,23 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long, or its folder can't be read
+        return False
+
+
+def _check_new(model: Any, name: str) -> None:
+    own = {id(parameter): parameter for parameter in model.parameters() if parameter.requires_grad}
+    if any(_returned.get(key) is parameter for key, parameter in own.items()):
+        raise UserError(
+            f"{name} returned a model that it had returned before, and every run trains its own.\n"
+            "Build the model in the function, or return copy.deepcopy(model)."
+        )
+    _returned.update(own)
+
+
 def _module_file(module: str, reference: str) -> Path:
     local = [path.stem for path in Path.cwd().glob("*.py")]
     if Path.cwd().as_posix() not in sys.path and str(Path.cwd()) not in sys.path:
@@ -194,7 +232,7 @@ def _module_file(module: str, reference: str) -> Path:
         spec = importlib.util.find_spec(module)
     except UserError:
         raise
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, OSError):  # no name of a module, or one that is too long
         spec = None
     except Exception as error:  # a parent package is imported on the way, and it is the user's
         raise UserCodeError(reference, error) from error
@@ -226,7 +264,10 @@ def _import(source: TaskSource) -> Any:
 def _keywords(
     function: Callable[..., Any], name: str, offered: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        raise UserError(f"{name} doesn't say which arguments it takes: write a Python function.") from None
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in given:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from momo_cli.process_state import ProcessState
 from momo_cli.task.definition import Task
 from momo_cli.task.loading import TaskSource
 from momo_cli.training.data import Generators
@@ -23,8 +24,9 @@ class Probe:
 
     def __init__(self, source: TaskSource, seed: int, device: Any) -> None:
         self._source, self._seed = source, seed
+        before = ProcessState()
         self.task: Task | None = source.build(seed, device)
-        self._generators = Generators()
+        self._state, self._generators = ProcessState().changed_since(before), Generators()
 
     def build(self, seed: int, device: Any) -> Task:
         """As :meth:`TaskSource.build`."""
@@ -32,5 +34,10 @@ class Probe:
         if task is None or seed != self._seed:
             return self._source.build(seed, device)
         self.task = None
+        self._state.restore()
         self._generators.restore()
         return task
+
+    def load(self) -> object:
+        """As :meth:`TaskSource.load`."""
+        return self._source.load()

@@ -10,6 +10,7 @@ import torch
 
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
+from momo_cli.process_state import restored
 from momo_cli.runs import Run
 from momo_cli.task.definition import Builds
 from momo_cli.task.loading import TaskSource
@@ -98,7 +99,8 @@ class Executor:
 
     def _choose(self, specs: Sequence[RunSpec]) -> Candidate:
         work = Work(self._built, specs, self.settings, self.resources, self._batch)
-        self.chosen, lines = choose(work)
+        with restored():
+            self.chosen, lines = choose(work)
         for line in lines:
             self.say(line)
         return self.chosen

@@ -92,6 +92,8 @@ class Workers:
         """
         again: deque[RunSpec] = deque()
         suspects: set[RunSpec] = set()
+        wrong: list[UserError] = []
+        sound = False  # whether a run of this task has ended otherwise than by an error
         self._give(units, together, again)
         while busy := [worker for worker in self._workers if not worker.idle]:
             for connection in wait([worker.connection for worker in busy], self._end_late(busy)):
@@ -111,11 +113,16 @@ class Workers:
                 elif kind == "said":
                     self._say(*content)
                 elif kind == "wrong":
-                    raise UserError(*content)
+                    wrong.append(UserError(*content))
+                    # One seed's data may be wrong alone; a task that is wrong is so in every worker.
+                    if not sound and (len(busy) == 1 or len(wrong) > len(self._workers)):
+                        raise wrong[0]
+                    yield from self._bury(worker, again, suspects, " ".join(str(wrong[-1]).splitlines()))
                 elif kind == "ended":
                     spec, run, initials = content
                     self._initials |= initials
                     worker.unfinished.remove(spec)
+                    sound |= run.status != "failed"
                     yield spec, run
                 elif kind == "told to end":
                     (worker.at,) = content
@@ -160,8 +167,17 @@ class Workers:
         )
         return self._workers[-1]
 
-    def _bury(self, worker: _Worker, again: deque[RunSpec], suspects: set[RunSpec]) -> Iterator[tuple[RunSpec, Run]]:
-        """Take the runs of a worker that has died: to be trained again, alone, or failed where they were alone."""
+    def _bury(
+        self, worker: _Worker, again: deque[RunSpec], suspects: set[RunSpec], said: str = ""
+    ) -> Iterator[tuple[RunSpec, Run]]:
+        """Take the runs of a worker that has died: to be trained again, alone, or failed where they were alone.
+
+        Args:
+            worker: The worker.
+            again: Runs to be trained again; is added to.
+            suspects: Runs that a worker died of, perhaps; is added to.
+            said: What it said of its end.
+        """
         worker.process.join(_PATIENCE)
         worker.connection.close()
         self._workers.remove(worker)
@@ -177,7 +193,7 @@ class Workers:
                 yield spec, spec.result(status="failed", error=error, seconds=seconds)
             elif spec in suspects:
                 code = worker.process.exitcode
-                error = (
+                error = said or (
                     f"The worker process died while it trained this run alone "
                     f"(exit code {code}; -9 often means out of memory)."
                 )

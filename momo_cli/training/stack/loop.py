@@ -11,6 +11,8 @@ import torch
 from momo_cli.errors import UserError, first_line
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
+from momo_cli.process_state import ProcessState, of_torch, restored
+from momo_cli.processes import Ended
 from momo_cli.runs import Run
 from momo_cli.task.definition import Builds, Task
 from momo_cli.training.checkpoints import NOT_KEPT, Keeper
@@ -23,7 +25,6 @@ from momo_cli.training.stack.graph import CapturedStep, record_cuda
 from momo_cli.training.stack.models import CannotStack, Stack
 from momo_cli.training.stack.optimizers import Layout, group_key, stacked_optimizer
 from momo_cli.training.stack.step import Group, Step
-from momo_cli.user_code import OURS
 
 _LEFT = 8  # compact the stack when an eighth of its rows has left
 
@@ -266,34 +267,68 @@ def train_stack(
     stopwatch = Stopwatch()
     stopped: list[tuple[RunSpec, Run]] = []
 
-    def make(state: dict[str, Any] | None) -> StackedRuns:
-        known = (
-            dict(initials) if state is None else {s: Initial(*kept["initial"]) for s, kept in state["seeds"].items()}
-        )
-        seeds = {
-            seed: Seed(source.build(seed, device), settings, device, known.get(seed), keeper.keeps)
-            for seed in dict.fromkeys(spec.seed for spec in specs)
-        }
+    def make(state: dict[str, Any] | None) -> tuple[StackedRuns, ProcessState]:
+        known = initials if state is None else {s: Initial(*kept["initial"]) for s, kept in state["seeds"].items()}
+        seeds = _seeds(source, [spec.seed for spec in specs], settings, device, known, keeper.keeps)
+        before = of_torch()
         runs = StackedRuns(seeds, specs, settings, device, watch, stopwatch)
         if state is not None:
             stopped.extend(runs.load_state(state))
-        return runs
+        return runs, before
 
     try:
-        runs = keeper.begin(make)
-        initials.update((seed, runs.seeds[seed].initial) for seed in runs.seeds)
-        yield from stopped
-        while not runs.done:
-            due = keeper.before_step()
-            yield from runs.step(mark=due)
-            if due and (state := runs.state()) is not None:
-                keeper.save([record.spec for record in runs.records], state, stacked=True)
-        yield from runs.finish()
-    except (CannotStack, *OURS, torch.OutOfMemoryError):
+        with restored():
+            runs, before = keeper.begin(make)
+            initials.update((seed, runs.seeds[seed].initial) for seed in runs.seeds)
+            yield from stopped
+            first = True
+            while not runs.done:
+                due = keeper.before_step()
+                ended = runs.step(mark=due)
+                if ended or first:
+                    _check_unchanged(before)
+                first = False
+                yield from ended
+                if due and (state := runs.state()) is not None:
+                    keeper.save([record.spec for record in runs.records], state, stacked=True)
+            _check_unchanged(before)
+            yield from runs.finish()
+    except (CannotStack, KeyboardInterrupt, GeneratorExit, Ended, torch.OutOfMemoryError):
         raise
     except BaseException as error:
+        if isinstance(error, UserError) and len({spec.seed for spec in specs}) == 1:
+            raise
         # Alone, each run meets the same error or none; then it is reported as its own.
         raise CannotStack(first_line(error)) from error
+
+
+def _seeds(
+    source: Builds,
+    numbers: Sequence[int],
+    settings: Settings,
+    device: torch.device,
+    initials: dict[int, Initial],
+    keep_state: bool,
+) -> dict[int, Seed]:
+    """The seeds, each built as if it were alone; torch is left in the state in which each of them leaves it."""
+    seeds: dict[int, Seed] = {}
+    states: list[ProcessState] = []
+    for seed in dict.fromkeys(numbers):
+        with restored(of_torch):
+            before = of_torch()
+            task = source.build(seed, device)
+            states.append(of_torch().changed_since(before))
+            seeds[seed] = Seed(task, settings, device, initials.get(seed), keep_state)
+    if any(state != states[0] for state in states):
+        raise CannotStack("its seeds leave torch in different states")
+    states[0].restore()
+    return seeds
+
+
+def _check_unchanged(before: ProcessState) -> None:
+    changed = of_torch().changed_since(before).names()
+    if changed:
+        raise CannotStack(f"while it trains, the task changes torch's {' and '.join(changed)}")
 
 
 def prepare_step(

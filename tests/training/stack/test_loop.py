@@ -221,7 +221,7 @@ def test_every_step_draws_anew_whatever_the_seeds(folder):
     source = find_task("drawing.py")
     specs = [RunSpec(OptimizerSpec.parse("sgd"), 0.01, seed) for seed in (0, 1)]
     assert all(run.status == "ok" for _, run in train_stack(source, specs, Settings(steps=12), CPU))
-    drawn = source._load().__globals__["drawn"]
+    drawn = source.load().__globals__["drawn"]
     assert len(drawn) == 12 and len(set(drawn)) == 12 and len({number for number, _ in drawn}) == 12
 
 
@@ -259,7 +259,7 @@ def test_the_order_of_the_data_does_not_depend_on_how_many_runs_share_a_stack(fo
     orders = []
     for lrs in ((1e-6,), (1e-6, 2e-6, 3e-6)):
         source = find_task("order.py")
-        seen = source._load().__globals__["seen"]
+        seen = source.load().__globals__["seen"]
         seen.clear()
         list(train_stack(source, [RunSpec(OptimizerSpec.parse("sgd"), lr, 0) for lr in lrs], Settings(steps=12), CPU))
         orders.append([float(value) for value in seen])
