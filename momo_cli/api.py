@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from momo_cli.experiment import Collected, Display, Experiment
 from momo_cli.figures import Prefer
 from momo_cli.plan import COMPARED, SEEDS, SWEPT
 from momo_cli.report import Report
+from momo_cli.report.varied import VariedReport
 from momo_cli.reporting import EXTENSIONS, check_failures, extension_of, report_of, stored_report, usable
 from momo_cli.store import Store
 from momo_cli.task.function import source_of
@@ -25,12 +27,16 @@ from momo_cli.task.loading import TaskSource, find_task
 from momo_cli.training.script import Command
 from momo_cli.user_code import UserCodeError
 
+View = Literal["sweep", "compare", "recommend"]
+
 Task = Callable[..., Any] | str | Sequence[str]
 """A function that returns a task, a string as the command takes, or the command of a script as a list of words."""
 
 
-def sweep(task: Task, **options: Any) -> Report:
+def sweep(task: Task, **options: Any) -> Report | VariedReport:
     """Train every optimizer at every learning rate with every seed, as far as it isn't stored.
+
+    With ``vary`` the report is a :class:`~momo_cli.report.varied.VariedReport`: of each value, and over all of them.
 
     Args:
         task: A function that returns a task, a string as ``momo sweep`` takes, or the words of a script's command.
@@ -53,7 +59,7 @@ def sweep(task: Task, **options: Any) -> Report:
     return _report(task, Options(**options), SWEPT, 1, "sweep")
 
 
-def compare(task: Task | None = None, **options: Any) -> Report:
+def compare(task: Task | None = None, **options: Any) -> Report | VariedReport:
     """Compare optimizers over their learning rates, training what is missing; without a task the latest that is stored.
 
     Args:
@@ -65,11 +71,15 @@ def compare(task: Task | None = None, **options: Any) -> Report:
     """
     asked = Options(**options)
     if task is None:
+        if asked.vary is not None:
+            raise UserError("vary needs the task.")
         return dataclasses.replace(_stored(asked), view="compare")
     return _report(task, asked, COMPARED, SEEDS, "compare")
 
 
-def recommend(task: Task | None = None, *, prefer: Prefer = "robust", extend: bool = False, **options: Any) -> Report:
+def recommend(
+    task: Task | None = None, *, prefer: Prefer = "robust", extend: bool = False, **options: Any
+) -> Report | VariedReport:
     """Name the optimizer and the learning rate to use: ``report.recommendation``, with its reasons and warnings.
 
     Args:
@@ -86,6 +96,10 @@ def recommend(task: Task | None = None, *, prefer: Prefer = "robust", extend: bo
     asked = Options(**options)
     if prefer not in ("robust", "best"):
         raise UserError(f"prefer={prefer!r}: write 'robust' or 'best'.")
+    if asked.vary is not None:
+        if task is None or extend or prefer == "best":
+            raise UserError("vary needs the task, and goes with neither extend=True nor prefer='best'.")
+        return _report(task, asked, COMPARED, SEEDS, "recommend")
     if task is None:
         if extend:
             raise UserError("extend=True trains further runs, so it needs the task.")
@@ -117,7 +131,17 @@ def load(study: str | None = None, storage: str | None = None) -> Report:
     return _stored(Options(study=study) if storage is None else Options(study=study, storage=storage))
 
 
-def _report(task: Task, asked: Options, optimizers: str, seeds: int, view: Literal["sweep", "compare"]) -> Report:
+def _report(task: Task, asked: Options, optimizers: str, seeds: int, view: View) -> Report | VariedReport:
+    if asked.vary is not None:
+        name, requests = asked.varied()
+        reports = []
+        with contextlib.ExitStack() as kept:
+            made = [(each, kept.enter_context(_experiment(task, each))) for _, each in requests]
+            for each, experiment in made:
+                show = functools.partial(_display, each, experiment)
+                reports.append(report_of(collect(experiment, each, optimizers, seeds, show), experiment))
+        check_failures([run for report in reports for run in report.runs])
+        return VariedReport(name, [value for value, _ in requests], reports, view)
     with _experiment(task, asked) as experiment:
         return dataclasses.replace(_trained(experiment, asked, optimizers, seeds), view=view)
 
@@ -129,7 +153,7 @@ def _stored(asked: Options) -> Report:
 
 
 def _trained(experiment: Experiment, asked: Options, default: str, default_seeds: int) -> Report:
-    collected = collect(experiment, asked, default, default_seeds, lambda runs: _display(asked, experiment))
+    collected = collect(experiment, asked, default, default_seeds, functools.partial(_display, asked, experiment))
     return _checked_report(collected, experiment)
 
 
@@ -161,7 +185,7 @@ def _source(task: Task, asked: Options) -> TaskSource | Command:
     return source_of(task, arguments)  # type: ignore[arg-type]  # what isn't a function is refused there
 
 
-def _display(asked: Options, experiment: Experiment) -> contextlib.AbstractContextManager[Display]:
+def _display(asked: Options, experiment: Experiment, runs: int = 0) -> contextlib.AbstractContextManager[Display]:
     from momo_cli.report.progress import display
 
     return display(experiment.source.name, shown=asked.progress)

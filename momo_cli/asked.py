@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from momo_cli.errors import UserError, did_you_mean
+from momo_cli.errors import UserError, did_you_mean, literal
 from momo_cli.experiment import Collected, Display, Experiment
 from momo_cli.plan import OptimizerSpec, Settings, grid, parse_lrs, parse_optimizers
 from momo_cli.plan.learning_rates import parse_range
+from momo_cli.plan.optimizers import split_outside_brackets
 from momo_cli.report import numbers
 from momo_cli.reporting import trials_of
 from momo_cli.script_experiment import ScriptExperiment
@@ -55,6 +56,7 @@ class Options(Settings):
         timeout: Seconds after which a run is ended, as ``failed``; of a stack's time a run's is its share.
         checkpoint: Seconds from one checkpoint of a run under way to the next; by default none are kept.
         grace: Seconds after which runs of a process that sends no heartbeats go to others.
+        vary: One more axis, as ``"width=32,64"`` or ``{"width": [32, 64]}``: a task's keyword, ``steps`` or ``epochs``.
         progress: Show the display, on a terminal or in a notebook.
     """
 
@@ -78,11 +80,33 @@ class Options(Settings):
     timeout: float | None = None
     checkpoint: float | None = None
     grace: int = GRACE
+    vary: str | Mapping[str, Sequence[Any]] | None = None
     progress: bool = False
 
     def settings(self) -> Settings:
         """What changes a run's result."""
         return Settings(**self.key())
+
+    def varied(self) -> tuple[str, list[tuple[Any, Options]]]:
+        """What is varied, and for each of its values the options with that value.
+
+        Raises:
+            UserError: It isn't written as it should be, or the options don't go with it.
+        """
+        assert self.vary is not None
+        if self.trials is not None:
+            raise UserError("--vary compares learning rates that all values have: give --lrs instead of --trials.")
+        if self.study is not None:
+            raise UserError("--vary makes a study for each value, so they can't all have the name of --study.")
+        name, values = _vary(self.vary)
+        counts = name in ("steps", "epochs")
+        if name in self.task_args or (counts and not (self.steps is None and self.epochs is None)):
+            given = "--steps or --epochs" if counts else f"--set {name}"
+            raise UserError(f"--vary {name} and {given} were both given. Leave one out.")
+        if counts and not all(type(v) is int or (name == "epochs" and type(v) is float) for v in values):
+            raise UserError(f"--vary {name}={','.join(map(str, values))}: {name} are positive numbers.")
+        changes = [{name: v} if counts else {"task_args": {**self.task_args, name: v}} for v in values]
+        return name, [(v, dataclasses.replace(self, vary=None, **change)) for v, change in zip(values, changes)]
 
     def reading(self) -> Reading:
         """How a script's numbers are read."""
@@ -197,6 +221,22 @@ def collect(
     _check_size(len(optimizers) * how.trials * seeds)
     with display(len(optimizers) * how.trials * seeds) as shown:
         return trials_of(search(experiment, optimizers, how, seeds, shown), how)
+
+
+def _vary(given: str | Mapping[str, Sequence[Any]]) -> tuple[str, list[Any]]:
+    """What ``--vary`` names, and its values."""
+    if isinstance(given, str):
+        name, equals, text = given.partition("=")
+        values = [literal(word) for word in split_outside_brackets(text)] if equals and text.strip() else []
+    else:
+        if len(given) != 1:
+            raise UserError("vary: one axis at a time, as {'width': [32, 64]}.")
+        name, values = next((name, list(values)) for name, values in given.items())
+    if not name.isidentifier() or name in ("seed", "device", "lr", "optimizer") or not values:
+        raise UserError(f"--vary {given}: write NAME=V1,V2,…, for instance --vary width=32,64,128.")
+    if len({repr(value) for value in values}) < len(values):
+        raise UserError(f"--vary {given}: a value stands there twice.")
+    return name, values
 
 
 def one_of(flag: str, word: str, known: Sequence[str]) -> str:

@@ -176,17 +176,17 @@ class TaskOptions:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names}
         return given | {"task_args": arguments(self.set_ or [])}
 
-    def source(self, task: str) -> TaskSource | Command:
-        """The task, with its arguments.
+    def source(self, task: str, asked: Options | None = None) -> TaskSource | Command:
+        """The task, with its arguments; ``asked`` stands for these options where some of them are others.
 
         Raises:
             UserError: There is no such task, an argument is not KEY=VALUE, or an option is for scripts alone.
         """
-        asked = self.asked()
+        asked = asked or self.asked()
         given = dict(asked.task_args)
         if task.startswith(COMMAND):
             words = shlex.split(task.removeprefix(COMMAND))
-            return Command.parse(words, arguments=tuple(given.items()), steps=self.steps, epochs=self.epochs)
+            return Command.parse(words, arguments=tuple(given.items()), steps=asked.steps, epochs=asked.epochs)
         asked.check_function()
         return find_task(task, given)
 
@@ -222,6 +222,15 @@ class TrainingOptions(TaskOptions):
         int | None,
         typer.Option(
             metavar="N", min=1, help="Seeds 0 … N-1 for every run.", rich_help_panel=_RUNS, show_default=False
+        ),
+    ] = None
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V1,V2,…",
+            help="One more axis: everything for each value of a keyword of the task, of steps or of epochs. Does one "
+            "learning rate serve all of them?",
+            rich_help_panel=_RUNS,
         ),
     ] = None
     maximize: Annotated[
@@ -269,7 +278,10 @@ class TrainingOptions(TaskOptions):
         return Options(**self._given(), **({} if search is None else search.given()))
 
     def _given(self) -> dict[str, Any]:
-        return super()._given() | {"optimizers": self.optimizer, "together": self._together()}
+        if self.vary is not None and len(self.vary) > 1:
+            raise UserError(f"--vary {self.vary[1]}: one axis at a time, and --vary {self.vary[0]} was given, too.")
+        vary = self.vary[0] if self.vary else None
+        return super()._given() | {"optimizers": self.optimizer, "together": self._together(), "vary": vary}
 
     def store(self) -> Store:
         """The store that ``--storage`` names."""
@@ -363,13 +375,14 @@ class OutputOptions:
     """
 
     plot_kind: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="lr|curves|steps",
-            help="Final value against LR, loss curves, or Momo's step sizes.",
+            metavar="lr|curves|steps|transfer",
+            help="Final value against LR, loss curves, Momo's step sizes, or, with --vary, the values against LR.",
             rich_help_panel=_OUTPUT,
+            show_default=False,
         ),
-    ] = "lr"
+    ] = None
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.", rich_help_panel=_OUTPUT)] = (
         False
     )

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from momo_cli.commands.options import OutputOptions
 from momo_cli.errors import UserError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from momo_cli.report import Report
+    from momo_cli.report.varied import VariedReport
+
+R = TypeVar("R", "Report", "VariedReport")
 
 
 def consoles(outputs: OutputOptions) -> tuple[Console, Console]:
@@ -58,7 +61,7 @@ def check(outputs: OutputOptions, tasks: int = 1) -> None:
         form.check(target)
 
 
-def show(report: Report, outputs: OutputOptions, view: Callable[[Report, Console], None]) -> None:
+def show(report: R, outputs: OutputOptions, view: Callable[[R, Console], None]) -> None:
     """Print ``report`` with ``view`` and write the files asked for, each whatever becomes of the others.
 
     Raises:

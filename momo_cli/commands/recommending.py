@@ -11,7 +11,7 @@ import typer
 from momo_cli.asked import one_of
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, TaskCommand, TrainingOptions, task_argument, with_options
-from momo_cli.commands.running import collect_report, run
+from momo_cli.commands.running import collect_report, collect_varied, run
 from momo_cli.errors import UserError
 from momo_cli.plan import COMPARED, SEEDS
 from momo_cli.reporting import EXTENSIONS, extension_of, report_of, stored_report, usable
@@ -54,6 +54,12 @@ def recommend(
 
     out.check(output_options)
     preferred = cast("Prefer", one_of("--prefer", prefer, _PREFER))
+    if training_options.vary:
+        if task is None or extend or preferred == "best":
+            raise UserError("--vary needs the task, and goes with neither --extend nor --prefer best.")
+        varied = collect_varied(task, training_options, output_options, COMPARED, SEEDS)
+        out.show(dataclasses.replace(varied, view="recommend"), output_options, terminal.print_varied)
+        return
     if task is None:
         if extend:
             raise UserError("--extend trains further runs, so it needs the task: momo recommend TASK --extend.")

@@ -13,12 +13,13 @@ from momo_cli.commands.options import OutputOptions, SearchOptions, TrainingOpti
 from momo_cli.errors import UserError
 from momo_cli.experiment import Collected, Experiment
 from momo_cli.plan import RunSpec
-from momo_cli.reporting import report_of
+from momo_cli.reporting import check_failures, report_of
 from momo_cli.runs import Run
 
 if TYPE_CHECKING:
     from momo_cli.report import Report
     from momo_cli.report.progress import LiveDisplay
+    from momo_cli.report.varied import VariedReport
 
 
 def collect_report(
@@ -48,6 +49,37 @@ def collect_report(
     return report_of(collected, experiment), experiment
 
 
+def collect_varied(
+    task: str,
+    training: TrainingOptions,
+    outputs: OutputOptions,
+    default_optimizers: str,
+    default_seeds: int,
+    search: SearchOptions | None = None,
+) -> VariedReport:
+    """As :func:`collect_report`, for each value of what ``--vary`` names.
+
+    Raises:
+        UserError: Something is wrong, or every run of every value failed (exit code 1).
+    """
+    from momo_cli.report.varied import VariedReport
+
+    out.check(outputs)
+    name, requests = training.asked(search).varied()
+    made = [(v, asked, asked.experiment(training.source(task, asked), training.store())) for v, asked in requests]
+    reports = []
+    for i, (value, asked, experiment) in enumerate(made):
+        what = f" {name} {value} ({i + 1} of {len(made)})"
+        collected = collect(
+            experiment, asked, default_optimizers, default_seeds,
+            lambda runs: _display(experiment, outputs, runs, what),  # noqa: B023
+        )  # fmt: skip
+        _say_failures(collected.runs, refuse=False)
+        reports.append(report_of(collected, experiment))
+    check_failures([run for report in reports for run in report.runs])
+    return VariedReport(name, [value for value, _, _ in made], reports)
+
+
 def run(experiment: Experiment, specs: list[RunSpec], outputs: OutputOptions) -> Collected:
     """Collect ``specs`` under a live display.
 
@@ -61,23 +93,22 @@ def run(experiment: Experiment, specs: list[RunSpec], outputs: OutputOptions) ->
 
 
 @contextlib.contextmanager
-def _display(experiment: Experiment, outputs: OutputOptions, runs: int) -> Iterator[LiveDisplay]:
+def _display(experiment: Experiment, outputs: OutputOptions, runs: int, what: str = "") -> Iterator[LiveDisplay]:
     """The live display; an interruption is answered with how many of the ``runs`` are stored."""
     from momo_cli.report.progress import LiveDisplay
 
     _, notes = out.consoles(outputs)
-    with LiveDisplay(notes, experiment.source.name) as display:
+    with LiveDisplay(notes, experiment.source.name + what) as display:
         try:
             yield display
         except KeyboardInterrupt:
             done = display.done + display.reused
-            print(
-                f"Interrupted. {done} of {runs} runs are stored; the same command goes on from there.", file=sys.stderr
-            )
+            stored = f"{done} of {runs} runs{what and ' of' + what} are stored"
+            print(f"Interrupted. {stored}; the same command goes on from there.", file=sys.stderr)
             raise
 
 
-def _say_failures(runs: list[Run]) -> None:
+def _say_failures(runs: list[Run], refuse: bool = True) -> None:
     failed = [run for run in runs if run.status == "failed"]
     for failure in _distinct(failed):
         which = f"{failure.optimizer} at lr {failure.lr:g}, seed {failure.seed}"
@@ -86,7 +117,7 @@ def _say_failures(runs: list[Run]) -> None:
             f"Failed: {which}" + (f", and {more} more the same way" if more else "") + f"\n{failure.error}",
             file=sys.stderr,
         )
-    if runs and len(failed) == len(runs):
+    if refuse and runs and len(failed) == len(runs):
         raise UserError(f"Every run failed ({len(failed)}); the error of the user's code stands above.", code=1)
 
 

@@ -13,7 +13,7 @@ from momo_cli.commands.options import (
     TrainingOptions,
     with_options,
 )
-from momo_cli.commands.running import collect_report
+from momo_cli.commands.running import collect_report, collect_varied
 from momo_cli.plan import SWEPT
 
 
@@ -33,10 +33,16 @@ def sweep(
 
       momo sweep train.py -o momo-adam,adamw --lrs 1e-5:1e-1:9 --seeds 3
 
+      momo sweep charlm --vary width=32,64,128 -o adam,momo-adam --seeds 3
+
       momo sweep train.py -o adamw --trials 40 --tune weight_decay=1e-6:1e-1
     """
     from momo_cli.report import terminal
 
+    if training_options.vary:
+        varied = collect_varied(task, training_options, output_options, SWEPT, 1, search_options)
+        out.show(varied, output_options, terminal.print_varied)
+        return
     report, _ = collect_report(task, training_options, output_options, SWEPT, 1, search_options)
     out.show(report, output_options, terminal.print_sweep)
 

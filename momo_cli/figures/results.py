@@ -181,6 +181,57 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shared:
+    """The one learning rate whose worst excess over the values is least.
+
+    Attributes:
+        lr: It.
+        worst: Its worst excess, ``max_v (ℓ_v(lr) - ℓ*_v) / (ℓ0_v - ℓ*_v)``.
+        at: The value at which that occurs.
+    """
+
+    lr: float
+    worst: Interval
+    at: object
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """How one optimizer's learning rate moves from value to value of what is varied.
+
+    Attributes:
+        optimizer: Its label.
+        lrs: The learning rates that it has at every value, over which all of this is.
+        best_lrs: The best of them at each value; None where every run diverged.
+        optima: The optimum at each value, between the learning rates tried.
+        shared: The learning rate that serves all values best; None where no learning rate was tried at all of them.
+        drift: Decades of the optimum for each decade of the value; None unless the values are two positive numbers.
+    """
+
+    optimizer: str
+    lrs: tuple[float, ...]
+    best_lrs: tuple[float | None, ...]
+    optima: tuple[float | None, ...]
+    shared: Shared | None
+    drift: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfers:
+    """The figures of studies that differ in one value.
+
+    Attributes:
+        values: The values.
+        optimizers: In order of first appearance.
+        recommended: The optimizer of the least worst excess among those that come near the best of all; None for none.
+    """
+
+    values: tuple[object, ...]
+    optimizers: tuple[Transfer, ...]
+    recommended: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Recommendation:
     """An optimizer and a learning rate to use.
 

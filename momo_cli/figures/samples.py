@@ -126,9 +126,9 @@ class Samples:
         """Whether some run knows its ℓ0."""
         return any(not np.isnan(cells.initial).all() for cells in self.cells.values())
 
-    def initial(self) -> float:
-        """``ℓ0``, the mean over seeds; NaN where there is no value at all."""
-        return self._initials(None)[0] if self.seeds else math.nan
+    def initial(self, without: int | None = None) -> float:
+        """``ℓ0``, the mean over seeds, or over all but one; NaN where there is no value at all."""
+        return self._initials(without)[0] if self.seeds else math.nan
 
     def values(self, optimizer: str, without: int | None = None) -> Array:
         """The value that each run counts as, shape ``[n, seeds]``; NaN where there is none.

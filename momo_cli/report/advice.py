@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from momo_cli.errors import UserError
 from momo_cli.figures import OptimizerFigures, Prefer, Recommendation, counts, recommend
 from momo_cli.plan.optimizers import OptimizerSpec, is_momo
@@ -49,18 +51,18 @@ def advise(report: Report, prefer: Prefer = "robust") -> Advice | None:
         found.expected,
         because=_because(report, chosen, found, prefer),
         warnings=warnings(report, chosen),
-        code=_lines(report, found),
+        code=lines_to_paste(report, found.optimizer, found.lr, found.params),
         params=found.params,
     )
 
 
-def _lines(report: Report, found: Recommendation) -> str:
+def lines_to_paste(report: Report, optimizer: str, rate: float, params: Mapping[str, float] | None = None) -> str:
     """The lines to paste: of a script its command, else the optimizer."""
-    lr = report.lr(found.lr, found.optimizer)
+    lr = report.lr(rate, optimizer)
     if report.script:
-        return script_command(report.script, found.optimizer, lr, {**report.settings, **found.params})
-    comment = lower_bound_comment(report.runs, found.optimizer)
-    return code(found.optimizer, lr, comment, found.params, _schedule(report, found.optimizer))
+        return script_command(report.script, optimizer, lr, {**report.settings, **(params or {})})
+    comment = lower_bound_comment(report.runs, optimizer)
+    return code(optimizer, lr, comment, params, _schedule(report, optimizer))
 
 
 def _schedule(report: Report, optimizer: str) -> Schedule | None:

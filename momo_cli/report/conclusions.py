@@ -15,12 +15,17 @@ def heading(report: Report) -> str:
     >>> heading(Report("task.py", "", "accuracy", [], Figures(0.1, maximize=True)))
     'task.py: final accuracy (larger is better, worst 0.1)'
     """
+    seeds = report.seeds()
+    over = f", {numbers.count(seeds, 'seed')}" if seeds else ""
+    return f"{report.task}: final {report.objective} ({of_direction(report)}){over}"
+
+
+def of_direction(report: Report) -> str:
+    """Which values are better, and where they began."""
     direction = "larger" if report.maximize else "smaller"
     initial = numbers.number(report.figures.initial)
     start = f"{initial} before training" if report.figures.initial_known else f"worst {initial}"
-    seeds = report.seeds()
-    over = f", {numbers.count(seeds, 'seed')}" if seeds else ""
-    return f"{report.task}: final {report.objective} ({direction} is better, {start}){over}"
+    return f"{direction} is better, {start}"
 
 
 def conclusions(report: Report) -> list[str]:

@@ -9,15 +9,16 @@ from typing import Any
 
 from momo_cli.report import Report
 from momo_cli.report.exports import Target
+from momo_cli.report.varied import VariedReport
 from momo_cli.report.warnings import warnings
 from momo_cli.runs import FIELDS, Run
 
 SCHEMA = "momo/1"
 
 
-def render(report: Report, target: Target) -> str:
+def render(report: Report | VariedReport, target: Target) -> str:
     """The document as text."""
-    return json.dumps(to_json(report), indent=1) + "\n"
+    return json.dumps(report.to_dict(), indent=1) + "\n"
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -38,6 +39,25 @@ def to_json(report: Report) -> dict[str, Any]:
         document["recommendation"] = _without(report.advice, "params")
     elif report.view == "recommend":
         document |= {"recommendation": None, "warnings": warnings(report)}
+    return dict(_finite(document))
+
+
+def varied_to_json(report: VariedReport) -> dict[str, Any]:
+    """The reports of all values and the figures over them, as plain as :func:`to_json`."""
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "task": report.task,
+        "vary": {
+            "name": report.name,
+            "values": report.values,
+            "reports": [to_json(one) for one in report.reports],
+            "optimizers": [_without(each, "lrs") for each in report.optimizers],
+        },
+    }
+    if report.view == "recommend":
+        advice = report.recommendation
+        document["recommendation"] = None if advice is None else dataclasses.asdict(advice)
+        document |= {"warnings": report.warnings} if advice is None else {}
     return dict(_finite(document))
 
 

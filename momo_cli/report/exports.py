@@ -12,6 +12,7 @@ from momo_cli.errors import UserError
 
 if TYPE_CHECKING:
     from momo_cli.report import Report
+    from momo_cli.report.varied import VariedReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +21,12 @@ class Target:
 
     Attributes:
         file: The file as typed; ``-`` for stdout.
-        plot_kind: ``--plot-kind``.
+        plot_kind: ``--plot-kind``, or None for the report's own.
         path: The file in full: a task's own code may change the folder before it is written.
     """
 
     file: str
-    plot_kind: str = "lr"
+    plot_kind: str | None = None
     path: Path = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,7 +41,7 @@ class Target:
 class Renderer(Protocol):
     """The module of a format. It may also have ``check(target)``, which raises UserError before anything is trained."""
 
-    def render(self, report: Report, target: Target) -> str | bytes:
+    def render(self, report: Report | VariedReport, target: Target) -> str | bytes:
         """The file's content.
 
         Raises:
@@ -95,7 +96,7 @@ class Format:
         if check is not None:
             check(target)
 
-    def write(self, report: Report, target: Target) -> None:
+    def write(self, report: Report | VariedReport, target: Target) -> None:
         """Write ``report``.
 
         Raises:

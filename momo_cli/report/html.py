@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from momo_cli.errors import UserError
-from momo_cli.report import Report, conclusions, numbers, plot, tables
+from momo_cli.report import Report, conclusions, numbers, plot, tables, varied
 from momo_cli.report.advice import answer, use
 from momo_cli.report.exports import Target
+from momo_cli.report.varied import VariedReport
 from momo_cli.report.warnings import split_command, warnings
 
 CSS = """
@@ -47,6 +48,7 @@ PICTURES = {
     "lr": "Final value against learning rate",
     "curves": "Training loss over the steps",
     "steps": "Step size against its cap",
+    "transfer": "Final value against learning rate at every value",
 }
 
 
@@ -59,22 +61,21 @@ def check(target: Target) -> None:
     plot.check_library()
 
 
-def render(report: Report, target: Target | None = None) -> str:
+def render(report: Report | VariedReport, target: Target | None = None) -> str:
     """The sentence, the tables, the plots, the settings and the versions, as one file.
 
     Raises:
         UserError: matplotlib isn't installed.
     """
     plot.check_library()
-    parts = [f"<h1>{escape(report.task)}</h1>", *_results(report)]
-    parts += _pictures(report)
-    parts += [
-        "<h2>Settings</h2>",
-        _pairs(report.settings | {"study": report.study}),
-        "<h2>Versions</h2>",
-        _pairs(versions()),
-    ]
-    parts += [_paragraph(line, "note") for line in report.lines]
+    parts = [f"<h1>{escape(report.task)}</h1>"]
+    if isinstance(report, VariedReport):
+        parts += [*_varied(report), *_pictures(report)]
+        for value, one in zip(report.values, report.reports):
+            parts += [f"<h1>{escape(report.place(value))}</h1>", *_one(one)]
+    else:
+        parts += _one(report)
+    parts += ["<h2>Versions</h2>", _pairs(versions())]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -83,10 +84,45 @@ def render(report: Report, target: Target | None = None) -> str:
     )
 
 
+def _one(report: Report) -> list[str]:
+    return [
+        *_results(report),
+        *_pictures(report),
+        "<h2>Settings</h2>",
+        _pairs(report.settings | {"study": report.study}),
+        *(_paragraph(line, "note") for line in report.lines),
+    ]
+
+
 def fragment(report: Report) -> str:
     """The sentence and the tables, to stand in another page, as a notebook: styled by themselves alone."""
+    return _scoped([*_results(report), *(_paragraph(line, "note") for line in report.lines)])
+
+
+def varied_fragment(report: VariedReport) -> str:
+    """As :func:`fragment`."""
+    return _scoped(_varied(report))
+
+
+def _varied(report: VariedReport) -> list[str]:
+    """The answer, a table for each optimizer with a row for each value, and how the best learning rates move."""
+    lead, reason = varied.answer(report)
+    parts = [
+        _paragraph(varied.heading(report), "note"),
+        _paragraph(lead, "lead b"),
+        *([_paragraph(reason)] if reason else []),
+        *map(_paragraph, varied.sentences(report)),
+        *map(_warning, report.warnings),
+        f"<h2>One learning rate for every {escape(report.name)}</h2>",
+        _table(varied.COLUMNS, ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in varied.summary(report)]),
+    ]
+    for each, strip in varied.strips(report):
+        parts += [f"<h2>{escape(each.optimizer)}</h2>", _strip(report.reports[0], strip)]
+    return parts
+
+
+def _scoped(parts: Sequence[str]) -> str:
     scoped = re.sub(r"([^{}]+)\{", lambda m: ", ".join(f".momo {part.strip()}" for part in m[1].split(",")) + " {", CSS)
-    parts = [*_results(report), *(_paragraph(line, "note") for line in report.lines)]
     return f'<div class="momo">\n<style>{scoped}</style>\n' + "\n".join(parts) + "\n</div>"
 
 
@@ -198,7 +234,7 @@ def _figures(optimizers: Sequence[str], columns: Sequence[tables.Column]) -> str
     return _table(["", *(column.title for column in columns)], rows) + _paragraph(legend, "note")
 
 
-def _pictures(report: Report) -> list[str]:
+def _pictures(report: Report | VariedReport) -> list[str]:
     """The plots that these runs allow, as images inside the file."""
     parts = []
     for kind, title in PICTURES.items():

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from momo_cli.report import Advice, Report, conclusions, numbers, tables
+from momo_cli.report import Advice, Report, conclusions, numbers, tables, varied
 from momo_cli.report.advice import answer, use
 from momo_cli.report.exports import Target
+from momo_cli.report.varied import VariedReport
 from momo_cli.report.warnings import split_command, warnings
 
 
-def render(report: Report, target: Target | None = None) -> str:
+def render(report: Report | VariedReport, target: Target | None = None) -> str:
     """The sentence, the tables, what follows and what is doubtful."""
+    if isinstance(report, VariedReport):
+        return _varied(report)
     strip = tables.strip(report)
     parts = [
         f"## {text(report.task)}: learning rates",
@@ -27,6 +30,24 @@ def render(report: Report, target: Target | None = None) -> str:
     if report.settings:
         parts.append("Settings: " + ", ".join(f"`{_code(f'{key}={value}')}`" for key, value in report.settings.items()))
     parts += [text(line) for line in report.lines]
+    return "\n\n".join(parts) + "\n"
+
+
+def _varied(report: VariedReport) -> str:
+    lead, reason = varied.answer(report)
+    parts = [
+        f"## {text(report.task)}: learning rates over {text(report.name)}",
+        f"**{text(lead)}** {_quoted(reason)}".rstrip(),
+        f"{text(varied.heading(report))}. **Bold**: best; ✗: diverged.",
+    ]
+    for each, strip in varied.strips(report):
+        parts += [f"### {text(each.optimizer)}", _strip(report.reports[0], strip)]
+    rows = [varied.COLUMNS, ("---",) * len(varied.COLUMNS), *varied.summary(report)]
+    parts.append(
+        "\n".join(f"| {' | '.join(text(cell) if i != 1 else cell for cell in row)} |" for i, row in enumerate(rows))
+    )
+    parts += [text(line) for line in varied.sentences(report)]
+    parts += [f"> **Warning:** {_quoted(line)}" for line in report.warnings]
     return "\n\n".join(parts) + "\n"
 
 

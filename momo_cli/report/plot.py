@@ -16,13 +16,16 @@ from momo_cli.errors import UserError, did_you_mean
 from momo_cli.figures import OptimizerFigures, counts, is_finite, value_intervals
 from momo_cli.report import Report, numbers, tables
 from momo_cli.report.exports import Target
+from momo_cli.report.varied import VariedReport
 from momo_cli.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-KINDS = ("lr", "curves", "steps")
+KINDS = ("lr", "curves", "steps", "transfer")
+"""What ``--plot-kind`` takes; ``transfer`` is of several reports, which differ in what ``--vary`` varies."""
+
 SUFFIXES = (".png", ".svg", ".pdf")
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
@@ -48,7 +51,7 @@ def check(target: Target) -> None:
     Raises:
         UserError: matplotlib isn't installed, the file's ending isn't one of a picture, or there is no such kind.
     """
-    if target.plot_kind not in KINDS:
+    if target.plot_kind is not None and target.plot_kind not in KINDS:
         known = list(KINDS)
         raise UserError(
             f"--plot-kind {target.plot_kind}: there is no such plot.{did_you_mean(target.plot_kind, known)}\n"
@@ -71,22 +74,23 @@ def check_library() -> None:
         raise UserError("Plots need matplotlib. Install it with:  pip install 'momo-opt[plot]'") from None
 
 
-def render(report: Report, target: Target) -> bytes:
+def render(report: Report | VariedReport, target: Target) -> bytes:
     """A plot as PNG, SVG or PDF, as the file's ending says; see :data:`KINDS` and :func:`draw`.
 
     Raises:
         UserError: See :func:`check`; or the runs don't hold what the plot shows.
     """
     check(target)
-    return _drawn(report, target.plot_kind, Path(target.file).suffix.lower()[1:])
+    kind = target.plot_kind or ("transfer" if isinstance(report, VariedReport) else "lr")
+    return _drawn(report, kind, Path(target.file).suffix.lower()[1:])
 
 
-def svg(report: Report, kind: str) -> str:
+def svg(report: Report | VariedReport, kind: str) -> str:
     """The same as the text of an SVG, to be embedded."""
     return _drawn(report, kind, "svg").decode()
 
 
-def _drawn(report: Report, kind: str, form: str) -> bytes:
+def _drawn(report: Report | VariedReport, kind: str, form: str) -> bytes:
     import matplotlib
 
     style: Any = STYLE | {"svg.hashsalt": f"momo {kind}"}
@@ -100,7 +104,7 @@ def _drawn(report: Report, kind: str, form: str) -> bytes:
     return file.getvalue()
 
 
-def figure(report: Report, kind: str) -> Figure:
+def figure(report: Report | VariedReport, kind: str) -> Figure:
     """The figure of a kind, ``stability`` being ``lr``, in the style of the files.
 
     Raises:
@@ -126,8 +130,20 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def draw(report: Report, kind: str) -> Figure:
-    """The figure, of one of :data:`KINDS`, not bound to any window."""
+def draw(report: Report | VariedReport, kind: str) -> Figure:
+    """The figure, of one of :data:`KINDS`, not bound to any window.
+
+    Raises:
+        UserError: The report is not of that kind.
+    """
+    if isinstance(report, VariedReport):
+        if kind != "transfer":
+            raise UserError(
+                f"The plot {kind!r} is of one value of {report.name}; of all of them there is 'transfer'.", 1
+            )
+        return draw_transfer(report)
+    if kind == "transfer":
+        raise UserError("The plot 'transfer' shows what --vary varies, and nothing is varied here.", 1)
     return {"lr": draw_lr, "curves": draw_curves, "steps": draw_steps}[kind](report)
 
 
@@ -157,6 +173,43 @@ def _look(i: int) -> dict[str, Any]:
         "linestyle": DASHES[(i + i // len(DASHES)) % len(DASHES)],
         "marker": MARKERS[i % len(MARKERS)],
     }
+
+
+# ------------------------------------------------------------------------------------ value against LR, each value
+
+
+def draw_transfer(report: VariedReport) -> Figure:
+    """For each optimizer ℓ(η) at each value, light to dark, with its optimum, and the shared learning rate."""
+    import matplotlib
+
+    drawn = [each for each in report.optimizers if each.lrs]
+    if not drawn:
+        raise UserError("There is nothing to plot: no learning rate was tried at every value.", code=1)
+    across = min(3, len(drawn))
+    down = math.ceil(len(drawn) / across)
+    figure = _new_figure(1.2 + 3.0 * across, 0.8 + 2.6 * down)
+    axes = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    shades = matplotlib.colormaps["viridis_r"]
+    for each, place in zip(drawn, axes):
+        for i, (value, one, optimum) in enumerate(zip(report.values, report.reports, each.optima)):
+            points = one.figures.of(each.optimizer).curve
+            colour = shades(0.15 + 0.85 * i / max(1, len(report.values) - 1))
+            place.plot(*zip(*points), color=colour, marker=MARKERS[i % len(MARKERS)], markersize=3,
+                       label=label(report.place(value)))  # fmt: skip
+            if optimum is not None:
+                height = min(points, key=lambda point: abs(math.log10(point[0] / optimum)))[1]
+                place.plot(optimum, height, marker="*", color=colour, markersize=10, markeredgecolor="black", zorder=5)
+        if each.shared is not None:
+            place.axvline(each.shared.lr, color="0.45", linewidth=1, linestyle=(0, (2, 2)))
+        place.set_xscale("log")
+        place.set_title(label(each.optimizer))
+        place.set_xlabel("learning rate")
+    for place in axes[len(drawn) :]:
+        place.set_visible(False)
+    axes[0].set_ylabel(label(f"final {report.reports[0].objective}"))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(report.values)))
+    figure.suptitle(label(f"{report.task}: ★ optimum, dashed: the shared learning rate", 90))
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------- value against LR

@@ -16,8 +16,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from momo_cli.report import Report, conclusions, numbers, tables
+from momo_cli.report import Report, conclusions, numbers, tables, varied
 from momo_cli.report.advice import answer, use
+from momo_cli.report.varied import VariedReport
 from momo_cli.report.warnings import split_command, warnings
 
 #: Styles of the cells' levels: dark text on a light ground, legible on dark and on light terminals.
@@ -83,12 +84,46 @@ def print_recommendation(report: Report, console: Console) -> None:
         _say(console, line, style="dim")
 
 
-def text(report: Report, width: int = 100) -> str:
+def print_varied(report: VariedReport, console: Console) -> None:
+    """For each optimizer a row for each value, then the shared learning rates, and how the best ones move."""
+    lead, reason = varied.answer(report)
+    _say(console, lead, style="bold")
+    if reason:
+        _say(console, reason)
+    if report.view == "recommend" and report.recommendation is not None:
+        console.print()
+        for line in report.recommendation.code.splitlines():
+            console.print(Text("    " + _safe(console, line), style="cyan"), soft_wrap=True)
+    console.print()
+    _say(console, varied.heading(report))
+    for each, strip in varied.strips(report):
+        _say(console, each.optimizer, style="bold")
+        _print_strip(console, report.reports[0], strip)
+    table = _new_table()
+    for title in varied.COLUMNS:
+        table.add_column(" " + _wrapped(title).replace("\n", " \n ") + " ", overflow="fold")
+    for row in varied.summary(report):
+        table.add_row(*(Text(" " + _safe(console, cell) + " ") for cell in row))
+    _print(console, table)
+    console.print()
+    for line in varied.sentences(report):
+        _say(console, line)
+    for line in varied.warnings(report):
+        _warn(console, line)
+    for one in report.reports:
+        for line in one.lines:
+            _say(console, line, style="dim")
+
+
+def text(report: Report | VariedReport, width: int = 100) -> str:
     """The view that a report is for, without colour."""
     views = {"sweep": print_sweep, "compare": print_compare, "recommend": print_recommendation}
     console = Console(file=io.StringIO(), width=width, highlight=False, color_system=None, force_jupyter=False)
     with console.capture() as captured:
-        views[report.view](report, console)
+        if isinstance(report, VariedReport):
+            print_varied(report, console)
+        else:
+            views[report.view](report, console)
     return captured.get().rstrip()
 
 

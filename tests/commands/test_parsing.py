@@ -67,7 +67,7 @@ def search(text):
     Options(**given).search()
 
 
-STARTS = {"--set": "width=", "--tune": "weight_decay=", "--where": "lr=", "--optimizer": "adam("}
+STARTS = {"--vary": "width=", "--set": "width=", "--tune": "weight_decay=", "--where": "lr=", "--optimizer": "adam("}
 
 # A further option with a grammar of its own is one more line.
 PARSERS = {
@@ -75,6 +75,7 @@ PARSERS = {
     "--lrs": lambda text: parse_lrs([text], ADAM),
     "--lr-range": lambda text: parse_range(text, "--lr-range "),
     "--set": lambda text: arguments([text]),
+    "--vary": lambda text: Options(vary=text).varied(),
     "--where": lambda text: conditions([text]),
     "--tune": search,
     "--storage": lambda text: Store(text).studies() if text.startswith("momo.db") else Store(text),
@@ -84,7 +85,7 @@ PARSERS = {
 
 @pytest.mark.parametrize("flag", PARSERS)
 @hypothesis.settings(
-    max_examples=hypothesis.settings().max_examples * 5 // 2,  # 20,000 of all flags with -m explore
+    max_examples=hypothesis.settings().max_examples * 9 // 4,  # 20,000 of all flags with -m explore
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 @hypothesis.given(text=TEXTS, more=st.booleans())
