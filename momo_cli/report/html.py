@@ -113,7 +113,7 @@ def _varied(report: VariedReport) -> list[str]:
         *([_paragraph(reason)] if reason else []),
         *map(_paragraph, varied.sentences(report)),
         *map(_warning, report.warnings),
-        f"<h2>One learning rate for every {escape(report.name)}</h2>",
+        f"<h2>One learning rate for every value of {escape(report.name)}</h2>",
         _table(varied.COLUMNS, ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in varied.summary(report)]),
     ]
     for each, strip in varied.strips(report):

@@ -156,14 +156,13 @@ def answer(report: VariedReport) -> tuple[str, str]:
     """What to use for every value, and the reason; else what is missing."""
     advice = report.recommendation
     if advice is not None:
-        return f"Use {advice.optimizer} at {report.lr(advice.lr, advice.optimizer)} for every {report.name}.", (
-            advice.because[0]
-        )
+        use = f"Use {advice.optimizer} at {report.lr(advice.lr, advice.optimizer)}"
+        return f"{use} for every value of {report.name}.", advice.because[0]
     if not any(each.lrs for each in report.optimizers):
         return "No recommendation: no learning rate was tried at every value.", ""
     if not any(entry.figures.learned for entry in report.reports):
         return "No recommendation: nothing was learned.", ""
-    return f"No recommendation: no optimizer comes near the best at every {report.name}.", ""
+    return f"No recommendation: no optimizer comes near the best at every value of {report.name}.", ""
 
 
 def reason(report: VariedReport, found: Transfer) -> str:
@@ -220,11 +219,11 @@ def warnings(report: VariedReport) -> list[str]:
     lines = []
     for each in report.optimizers:
         if not each.lrs:
-            lines.append(f"{each.optimizer} has no learning rate that was tried at every {report.name}.")
+            lines.append(f"{each.optimizer} has no learning rate that was tried at every value of {report.name}.")
             continue
         if len(each.lrs) < _FEW:
             lines.append(
-                f"{each.optimizer} has {len(each.lrs)} learning rates at every {report.name}: too few to tell."
+                f"{each.optimizer} has {len(each.lrs)} learning rates at every value of {report.name}: too few to tell."
             )
             continue
         at_end = [v for v, lr in zip(report.values, each.best_lrs) if lr in (each.lrs[0], each.lrs[-1])]

@@ -31,7 +31,9 @@ def test_runs_are_shared_with_plain_sweeps_and_every_output_holds_all_values(mom
     rows = list(csv.DictReader((folder / "v.csv").open()))
     assert [row["width"] for row in rows] == ["8"] * 16 + ["16"] * 16
     page, text = (folder / "v.html").read_text(), (folder / "v.md").read_text()
-    assert "for every width" in page and "width 16" in page and "| worst excess |" in text and "width 8" in text
+    assert (
+        "for every value of width" in page and "width 16" in page and "| worst excess |" in text and "width 8" in text
+    )
     assert (folder / "v.png").read_bytes()[:4] == b"\x89PNG"
 
 
