@@ -2,7 +2,8 @@
 
 All optimizers step in turn on the same tensors in one process, so that what disturbs one disturbs all; the ratios are
 of the medians. On the CPU, our optimizers are there twice: with the compiled passes and with passes of torch's
-operations. On a GPU it also checks that a step never waits for the device and that it can be captured in a CUDA graph.
+operations. On a GPU it also checks that Triton's steps are those of torch's operations, that a step never waits for the
+device and that it can be captured in a CUDA graph; steps are timed as they are and in such graphs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import itertools
 import random
 import statistics
 import sys
@@ -104,10 +106,11 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
         "Adam fused": ("MomoAdam", torch.optim.Adam(params, lr=1e-6, fused=True).step),
         "Adam foreach": ("MomoAdam", torch.optim.Adam(params, lr=1e-6, foreach=True).step),
     }
+    compiled = device != "cpu" or why_not(torch.device(device), torch.float32) is None
     for name in STREAMS:
         ours = getattr(sys.modules["momo"], name)
         found[name] = name, functools.partial(ours(params, lr=1e-6).step, loss=loss)
-        if device == "cpu" and why_not(torch.device(device), torch.float32) is None:
+        if compiled:
             found[f"{name} (torch passes)"] = (
                 name,
                 functools.partial(ours(params, lr=1e-6, fused=False).step, loss=loss),
@@ -115,7 +118,26 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
         if reference is not None:
             theirs = getattr(reference, name)(params, lr=1e-6)
             found[f"{name} (reference)"] = name, functools.partial(theirs.step, loss=loss)
+    if device == "cuda":
+        for name in ("SGD fused", "Momo", "Adam fused", "MomoAdam"):
+            family, step = found[name]
+            if name == "Adam fused":
+                step = torch.optim.Adam(params, lr=1e-6, fused=True, capturable=True).step
+            found[f"{name} (graph)"] = f"{family} in a CUDA graph", captured(step)
     return found
+
+
+def captured(step: Callable[[], Any]) -> Callable[[], Any]:
+    """The step in a CUDA graph."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def grouped(params: list[Tensor]) -> list[dict[str, Any]]:
@@ -186,8 +208,8 @@ def compare(
             ratio = measured[name] / base[family]
             ratios.setdefault(name, []).append(ratio)
             line = f"  {name:24s} {measured[name] * 1e3:9.3f} ms  {ratio:6.2f} x"
-            if name.removesuffix(" (torch passes)") in STREAMS:
-                mine, other = STREAMS[family]
+            if name.split(" (")[0] in STREAMS and "(reference)" not in name:
+                mine, other = STREAMS[name.split(" (")[0]]
                 line += (
                     f"   floor {mine / other:.2f} x; {mine * size / measured[name] / 1e9:.1f} GB/s of the floor's bytes"
                 )
@@ -195,6 +217,26 @@ def compare(
     print("\ngeometric mean over the shapes")
     for name, values in ratios.items():
         print(f"  {name:24s} {statistics.geometric_mean(values):6.2f} x   largest {max(values):.2f} x")
+
+
+def check_triton(device: str = "cuda") -> None:
+    """Steps with and without Triton are the same, with other tensors' gradients missing each time."""
+    for cls, use_fstar in itertools.product((Momo, MomoAdam), (False, True)):
+        found: list[list[Tensor]] = []
+        for fused in (True, False):
+            gen = torch.Generator().manual_seed(0)
+            start = [torch.randn(shape, generator=gen) for shape in [(30, 50), (50,), (7, 3), (), (40001,)]]
+            params = [p.to(device).requires_grad_() for p in start]
+            optimizer = cls(params, lr=1e-2, weight_decay=0.1, use_fstar=use_fstar, fused=fused)
+            for k in range(6):
+                optimizer.zero_grad()
+                loss = torch.stack([p.square().sum() for i, p in enumerate(params) if (k + i) % 4 != 3]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step(loss=loss)
+            found.append(params)
+        for a, b in zip(*found):
+            torch.testing.assert_close(a, b)
+        print(f"{cls.__name__}(use_fstar={use_fstar}): Triton's steps are those of torch's operations")
 
 
 def check_gpu() -> None:
@@ -259,6 +301,8 @@ def main(arguments: list[str] | None = None) -> None:
         reason = why_not(torch.device("cpu"), torch.float32)
         print("Momo and MomoAdam step with " + (f"torch's operations: {reason}" if reason else "compiled passes"))
     if chosen.device == "cuda":
+        if importlib.util.find_spec("triton"):
+            check_triton()
         check_gpu()
     shapes = SHAPES if chosen.device == "cpu" else {**SHAPES, **GPU_SHAPES}
     shapes = {name: make for name, make in shapes.items() if chosen.only is None or chosen.only in name}

@@ -63,12 +63,13 @@ class Block:
         self.group, self.positions, self.members = group, positions, members
         self.counted, self.parts, self.sharded = counted, parts, parts > 1
         self.shares_norm: bool = direction.shares_norm
+        self.elementwise: bool = direction.elementwise
         self._kind, self._decoupled = direction, decoupled
         self._passes: passes.Passes = passes.choose(members, scratch, fused)
         self.device = scalar_device(members.device)
         self._steps, self._rho, self._gamma = (self._one_tensor(name) for name in SCALARS)
         self._scaled_by, self._scales = "", torch.empty(0)  # of matrices: the option, and what it makes of each shape
-        if not direction.elementwise:
+        if not self.elementwise:
             self._passes = MatrixPasses(members, self._passes, scratch)
         self._norms = self._one_tensor("norm") if self.shares_norm else None  # of the step before
         self._first = {vector: vector[0] for vector in (self._steps, self._rho)}
@@ -120,7 +121,7 @@ class Block:
             self._dots, self.gx = dots, dots[0]
         self._decay = 1 + lr * self.group["weight_decay"]
         self._cap = lr / rho if self._direction.scales else lr
-        if not self._direction.elementwise:
+        if not self.elementwise:
             self._cap = self._cap * self._scales_of_shapes()
         gamma = 0.0 if self.sharded else self.update_gamma(self.gx)
         norm = [] if self._norms is None else [where(lr == 0, 0.0, self._norm(self._norms))]

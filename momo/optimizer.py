@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +15,13 @@ from momo.block import SCALARS, Block, bring, make_blocks
 from momo.loss import HOW, GradientVersions, Losses, RecordedLosses, loss_value, warn_if_not_finite
 from momo.method import Memory, Scalar, Step, Sums, truncated_step, where
 from momo.options import Options, check_options, check_shared, momentum_of
+from momo.passes import whole_step
 from momo.passes.members import Scratch, compute_dtype, on_host, refuse_sparse, scalar_device
 from momo.reduction import Reduction
 from momo.sharding import shards
+
+if TYPE_CHECKING:
+    from momo.passes.triton_ops import TritonStep
 
 # What belongs to the loss, and stands in the state of each parameter: tools save and load the state by parameter.
 # The number of steps is negative where each had its own lower bound, so that no other step can follow after loading.
@@ -64,6 +68,7 @@ class TruncatedModelOptimizer(Optimizer):
         self._versions = GradientVersions()
         self._checked_options: list[tuple[Any, ...]] = []
         self._blocks: list[Block] | None = None
+        self._whole: TritonStep | str | None = None  # of these blocks; or why there is none
         self._scratch = Scratch()
         self._known: set[int] = set()  # positions of the parameters in the blocks
         self._blocks_state: Any = None
@@ -272,9 +277,16 @@ class TruncatedModelOptimizer(Optimizer):
         home, options = self._memory.device, self.param_groups[0]
         beta, from_zero = momentum_of(options), options.get("bias_correction", self.from_zero)
 
+        lrs = {id(group): self._number(group["lr"], home) for group in self.param_groups}
+        whole = self._whole_step(blocks, grads, lower_bound)
+        if whole is not None:
+            star = options.get("use_fstar", False)
+            taken = whole.take(self._memory, bring(loss, home), lrs, beta, from_zero, options["lb"], star)
+            self._bounded, self._last = False, (taken, [lrs[id(group)] for group in self.param_groups])
+            return
+
         # The averages take in this step, and the parameters are summed over.
         terms: list[list[Scalar]] = []
-        lrs = {id(group): self._number(group["lr"], home) for group in self.param_groups}
         for block in blocks:
             lr = bring(lrs[id(block.group)], block.device)
             found = block.accumulate(grads, beta, from_zero, lr)
@@ -307,6 +319,30 @@ class TruncatedModelOptimizer(Optimizer):
             self._memory.copy_(self._vector([*step.memory, steps], home))
         self._bounded = bool(bound)
         self._last = step, [lrs[id(group)] for group in self.param_groups]
+
+    def _whole_step(
+        self, blocks: list[Block], grads: list[Tensor | None], lower_bound: Scalar | None
+    ) -> TritonStep | None:
+        """A GPU's step in a few launches, where it can be made so."""
+        if self._fused is False or not blocks or self._numbers:
+            return None
+        if self._whole is None:
+            self._whole = whole_step(blocks)
+        reason: str | None
+        if isinstance(self._whole, str):
+            reason = self._whole
+        elif lower_bound is not None or self._reduction.group() is not None:
+            reason = "torch's operations make steps over ranks or with a lower_bound of their own"
+        else:
+            reason = self._whole.why_not(grads)
+        if reason is None:
+            assert not isinstance(self._whole, str)
+            return self._whole
+        if self._fused:
+            raise RuntimeError(
+                f"fused=True needs a compiled step, and {reason}. Use fused=None for torch's operations."
+            )
+        return None
 
     def _reduced(
         self, given: list[Scalar], terms: list[list[Scalar]], blocks: list[Block], home: torch.device
@@ -352,7 +388,7 @@ class TruncatedModelOptimizer(Optimizer):
         """Scalars as one tensor, made on the device."""
         if on_host(device):
             return torch.tensor([float(v) for v in values], dtype=torch.float64)
-        full = (v if isinstance(v, Tensor) else torch.full((), v, device=device) for v in values)
+        full = (v if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=device) for v in values)
         return torch.stack([v.to(device, torch.float64, non_blocking=True).reshape(()) for v in full])
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -474,6 +510,7 @@ class TruncatedModelOptimizer(Optimizer):
             decoupled=self.decoupled, shards=shards, counted=self._reduction.weight,
             scratch=self._scratch, fused=self._fused,
         )  # fmt: skip
+        self._whole = None
         self._known, self._blocks_state = wanted, self.state
         return self._blocks
 

@@ -7,14 +7,22 @@ allocated.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from momo.directions import Elementwise
 from momo.method import Scalar
 from momo.passes.members import Members, Scratch
+
+if TYPE_CHECKING:
+    from momo.block import Block
+    from momo.passes.triton_ops import TritonStep
+
+_TRITON = {"cuda"}  # AMD's GPUs are called so, too
 
 
 class Passes(Protocol):
@@ -47,7 +55,8 @@ def choose(members: Members, scratch: Scratch, fused: bool | None) -> Passes:
     Args:
         members: the parameters.
         scratch: working memory.
-        fused: None: the fastest there are; True: the compiled ones; False: torch's operations.
+        fused: None: the fastest there are; True: the compiled ones; False: torch's operations. On a GPU a step as a
+            whole may be compiled (:func:`whole_step`), and these passes are for those that can't be.
 
     Raises:
         RuntimeError: ``fused=True``, and there are no compiled passes for these parameters.
@@ -59,8 +68,31 @@ def choose(members: Members, scratch: Scratch, fused: bool | None) -> Passes:
         reason = why_not(members.device, members.dtype)
         if reason is None:
             return CompiledPasses(members, scratch)
-        if fused:
+        if fused and _without_triton(members.device):
             raise RuntimeError(
                 f"fused=True needs compiled passes, and {reason}. Use fused=None for torch's operations."
             )
     return TorchPasses(members, scratch)
+
+
+def _without_triton(device: torch.device) -> str | None:
+    if device.type not in _TRITON:
+        return f"there is no Triton for {device.type}"
+    return None if importlib.util.find_spec("triton") else "Triton isn't installed"
+
+
+def whole_step(blocks: Sequence[Block]) -> TritonStep | str:
+    """A step of these blocks in a few launches, or why there is none."""
+    device = blocks[0].device
+    reason = _without_triton(device)
+    if reason is not None:
+        return reason
+    if any(block.members.device != device for block in blocks):
+        return "the parameters are on several devices"
+    if any(block.members.distributed for block in blocks):
+        return "the parameters are distributed"
+    if not all(block.elementwise for block in blocks):
+        return "torch's operations make the products of matrices"
+    from momo.passes.triton_ops import TritonStep
+
+    return TritonStep(blocks)

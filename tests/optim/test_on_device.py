@@ -117,6 +117,7 @@ def test_sums_that_cancel_are_in_double_precision(kind, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_no_synchronisation_and_cuda_graphs():
+    bench.check_triton()
     bench.check_gpu()
 
 
