@@ -109,7 +109,8 @@ def steppers(params: list[Tensor], device: str, reference: Any) -> dict[str, tup
     compiled = device != "cpu" or why_not(torch.device(device), torch.float32) is None
     for name in STREAMS:
         ours = getattr(sys.modules["momo"], name)
-        found[name] = name, functools.partial(ours(params, lr=1e-6).step, loss=loss)
+        fused = True if device == "cuda" else None
+        found[name] = name, functools.partial(ours(params, lr=1e-6, fused=fused).step, loss=loss)
         if compiled:
             found[f"{name} (torch passes)"] = (
                 name,

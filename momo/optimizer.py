@@ -323,8 +323,11 @@ class TruncatedModelOptimizer(Optimizer):
     def _whole_step(
         self, blocks: list[Block], grads: list[Tensor | None], lower_bound: Scalar | None
     ) -> TritonStep | None:
-        """A GPU's step in a few launches, where it can be made so."""
-        if self._fused is False or not blocks or self._numbers:
+        """A GPU's step in a few launches, where it is asked for.
+
+        Only with ``fused=True``: no GPU has run these kernels yet.
+        """
+        if not self._fused or not blocks or self._numbers:
             return None
         if self._whole is None:
             self._whole = whole_step(blocks)
@@ -335,14 +338,12 @@ class TruncatedModelOptimizer(Optimizer):
             reason = "torch's operations make steps over ranks or with a lower_bound of their own"
         else:
             reason = self._whole.why_not(grads)
-        if reason is None:
-            assert not isinstance(self._whole, str)
-            return self._whole
-        if self._fused:
+        if reason is not None:
             raise RuntimeError(
                 f"fused=True needs a compiled step, and {reason}. Use fused=None for torch's operations."
             )
-        return None
+        assert not isinstance(self._whole, str)
+        return self._whole
 
     def _reduced(
         self, given: list[Scalar], terms: list[list[Scalar]], blocks: list[Block], home: torch.device

@@ -55,8 +55,8 @@ def choose(members: Members, scratch: Scratch, fused: bool | None) -> Passes:
     Args:
         members: the parameters.
         scratch: working memory.
-        fused: None: the fastest there are; True: the compiled ones; False: torch's operations. On a GPU a step as a
-            whole may be compiled (:func:`whole_step`), and these passes are for those that can't be.
+        fused: None: the compiled ones on the CPU, where there are some; True: the compiled ones, of which those on a
+            GPU are of a step as a whole (:func:`whole_step`); False: torch's operations.
 
     Raises:
         RuntimeError: ``fused=True``, and there are no compiled passes for these parameters.

@@ -135,7 +135,7 @@ def main():
     for cls, options in CASES:
         for dtype, tolerance in [(torch.float32, {}), (torch.float64, {"rtol": 1e-9, "atol": 1e-9})]:
             launched.clear()
-            mine = train(cls, options, None, dtype)
+            mine = train(cls, options, True, dtype)
             assert len(launched) == 5 * 7, len(launched)
             compare(mine, train(cls, options, False, dtype), **tolerance)
     for cls in (Momo, MomoAdam):
