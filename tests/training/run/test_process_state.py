@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch  # noqa: F401  # forks have it then
 from support import alive, wait_for_trials
-
-from momo_cli.__main__ import main
 
 TASK = """
 import os, signal, sys, torch
@@ -76,32 +72,24 @@ WAYS = {
 }
 FAILING = {"an error", "an exit", "an error of its own kind"}
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-
 
 @pytest.fixture
-def sweep(folder):
-    """``momo sweep`` in a fork of this process, which has torch already; returns its runs by optimizer, rate and seed."""
+def sweep(folder, momo_process):
+    """``momo sweep`` as a process of its own; returns its runs by optimizer, rate and seed."""
     (folder / "bad.py").write_text(TASK.replace("{WAYS}", repr(list(WAYS.values()))))
 
     def command(*arguments):
+        # No fork of this process, whose threads (torch's for backward passes, say) a fork would wait for and not have.
         out, err = folder / "out", folder / "err"
-        child = os.fork()
-        if child == 0:
-            try:
-                os.setsid()
-                for file, number in ((out, 1), (err, 2)):
-                    os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
-                sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
-                for name in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(name, signal.default_int_handler)
-                main(["sweep", "bad.py", "--steps", "12", "--fresh", "--json", "-", *arguments])
-            finally:
-                os._exit(99)
-        _, status = os.waitpid(child, 0)
+        words = ["sweep", "bad.py", "--steps", "12", "--fresh", "--json", "-", *arguments]
+        with out.open("w") as stdout, err.open("w") as stderr:
+            process = momo_process(*words, start_new_session=True, stdout=stdout, stderr=stderr)
+            code = process.wait(timeout=200)
         said, wrong = out.read_text(), err.read_text()
-        assert os.waitstatus_to_exitcode(status) == 0, wrong[-2000:]
-        listed = subprocess.run(["ps", "-o", "pid=", "-g", str(child)], capture_output=True, text=True).stdout.split()
+        assert code == 0, wrong[-2000:]
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "-g", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
         assert not any(alive(int(pid)) for pid in listed)
         assert "momo_cli" not in wrong
         assert "printed" not in said
