@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from momo_cli.asked import collect
+from momo_cli.asked import Options, collect
 from momo_cli.commands import outputs as out
 from momo_cli.commands.options import OutputOptions, SearchOptions, TrainingOptions
 from momo_cli.errors import UserError
@@ -42,11 +42,15 @@ def collect_report(
     asked = training.asked(search)
     with out.stdout_kept(outputs):
         experiment = asked.experiment(training.source(task), training.store())
-        collected = collect(
-            experiment, asked, default_optimizers, default_seeds, lambda runs: _display(experiment, outputs, runs)
-        )
+        collected = _collect(experiment, asked, outputs, default_optimizers, default_seeds)
     _say_failures(collected.runs)
     return report_of(collected, experiment), experiment
+
+
+def _collect(
+    experiment: Experiment, asked: Options, outputs: OutputOptions, optimizers: str, seeds: int, what: str = ""
+) -> Collected:
+    return collect(experiment, asked, optimizers, seeds, lambda runs: _display(experiment, outputs, runs, what))
 
 
 def collect_varied(
@@ -66,16 +70,14 @@ def collect_varied(
 
     out.check(outputs)
     name, requests = training.asked(search).varied()
-    made = [(v, asked, asked.experiment(training.source(task, asked), training.store())) for v, asked in requests]
     reports = []
-    for i, (value, asked, experiment) in enumerate(made):
-        what = f" {name} {value} ({i + 1} of {len(made)})"
-        collected = collect(
-            experiment, asked, default_optimizers, default_seeds,
-            lambda runs: _display(experiment, outputs, runs, what),  # noqa: B023
-        )  # fmt: skip
-        _say_failures(collected.runs, refuse=False)
-        reports.append(report_of(collected, experiment))
+    with out.stdout_kept(outputs):
+        made = [(v, asked, asked.experiment(training.source(task, asked), training.store())) for v, asked in requests]
+        for i, (value, asked, experiment) in enumerate(made):
+            what = f" {name} {value} ({i + 1} of {len(made)})"
+            collected = _collect(experiment, asked, outputs, default_optimizers, default_seeds, what)
+            _say_failures(collected.runs, refuse=False)
+            reports.append(report_of(collected, experiment))
     check_failures([run for report in reports for run in report.runs])
     return VariedReport(name, [value for value, _, _ in made], reports)
 

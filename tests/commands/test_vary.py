@@ -37,6 +37,15 @@ def test_runs_are_shared_with_plain_sweeps_and_every_output_holds_all_values(mom
     assert (folder / "v.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_json_alone_is_on_stdout_whatever_the_task_prints(momo_process, folder):
+    with (folder / "mymodule.py").open("a") as file:
+        file.write("\n_build = build\ndef build(seed, width=8):\n    print('a word')\n    return _build(seed, width)\n")
+    process = momo_process("sweep", "mymodule", *GRID, "--vary", "width=8,16", "--json", "-")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "a word" in err, err
+    assert json.loads(out)["vary"]["values"] == [8, 16]
+
+
 def test_the_answer_comes_first_and_fits_80_columns(momo, folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = momo(
