@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import re
 import sys
 import time
@@ -27,7 +26,6 @@ _LOOK = 1.0  # seconds between looks at runs that others hold
 
 if TYPE_CHECKING:
     from momo_cli.training.checkpoints import Checkpoints
-    from momo_cli.training.dispatch.candidates import Resources
     from momo_cli.training.dispatch.executor import Trains
     from momo_cli.training.probe import Probe
     from momo_cli.training.run.record import Watch
@@ -110,17 +108,15 @@ class Experiment:
         """The stored runs of this task and settings."""
         return self.store.open(self.key(), self.study)
 
-    @functools.cached_property
-    def folder(self) -> Path:
+    def folder(self, stored: StoredRuns) -> Path:
         """The folder that takes what its runs leave while they are under way, and what scripts leave for good."""
-        return self.store.folder / FOLDER / re.sub(r"[^\w.+-]", "_", self.stored().name)
+        return self.store.folder / FOLDER / re.sub(r"[^\w.+-]", "_", stored.name)
 
-    @functools.cached_property
-    def checkpoints(self) -> Checkpoints:
+    def checkpoints(self, stored: StoredRuns) -> Checkpoints:
         """The checkpoints of its runs."""
         from momo_cli.training.checkpoints import NOWHERE, Checkpoints
 
-        return NOWHERE if self.fresh else Checkpoints(self.folder, self.key(), self.checkpoint)
+        return NOWHERE if self.fresh else Checkpoints(self.folder(stored), stored.key, self.checkpoint)
 
     def key(self) -> dict[str, Any]:
         """Everything that changes a result."""
@@ -130,22 +126,30 @@ class Experiment:
 
     def train_losses_before(self, seeds: Iterable[int]) -> dict[int, float]:
         """ℓ0 of ``train_loss`` by seed, which isn't measured where another objective was asked for."""
+        from momo_cli.training.devices import parse_devices
         from momo_cli.training.evaluation import measure_initial
 
         assert isinstance(self.source, TaskSource)
-        device = self._resources().devices[0]
+        device = parse_devices(self.device)[0]
         return {
             seed: measure_initial(self.source.build(seed, device), "train_loss", self.settings, device).of["train_loss"]
             for seed in seeds
         }
 
     def trainer(
-        self, specs: list[RunSpec], objective: str, watch: Watch, display: Display, batch: int | None
+        self,
+        specs: list[RunSpec],
+        stored: StoredRuns,
+        objective: str,
+        watch: Watch,
+        display: Display,
+        batch: int | None,
     ) -> tuple[str, contextlib.AbstractContextManager[Trains]]:
         """Find what is wrong before anything is trained, and make what trains the runs.
 
         Args:
             specs: The runs to begin with.
+            stored: The store's part of it.
             objective: The objective's name, where stored runs know it.
             watch: Told of each run's progress; True stops that run as pruned.
             display: What the user sees.
@@ -158,10 +162,13 @@ class Experiment:
             UserError: The task, an optimizer or a device is wrong.
         """
         display.doing("loading torch")
+        from momo_cli.training.devices import parse_devices
+        from momo_cli.training.dispatch.candidates import Resources
         from momo_cli.training.dispatch.executor import Executor
 
         assert isinstance(self.source, TaskSource)
-        resources = self._resources()
+        devices = parse_devices(self.device)
+        resources = Resources(devices, self.together, self.jobs, self.timeout, self.checkpoints(stored))
         display.doing("building the task")
         name, probe, untrained = self._check(self.source, specs, resources.devices[0])
         if untrained:
@@ -188,13 +195,6 @@ class Experiment:
         with Session(self, display) as session:
             runs = session.collect(specs)
         return Collected(session.stored.name, session.objective, runs, session.reused)
-
-    def _resources(self) -> Resources:
-        from momo_cli.training.devices import parse_devices
-        from momo_cli.training.dispatch.candidates import Resources
-
-        devices = parse_devices(self.device)
-        return Resources(devices, self.together, self.jobs, self.timeout, self.checkpoints)
 
     def _check(self, source: TaskSource, specs: list[RunSpec], device: Any) -> tuple[str, Probe, str]:
         """Find what is wrong before training; returns the objective's name, a task built for that, and a note."""
@@ -290,8 +290,9 @@ class Session:
 
     def _drop_checkpoints(self) -> None:
         """Delete the checkpoints of runs that are stored."""
-        if isinstance(self.experiment.source, TaskSource) and self.experiment.folder.is_dir():
-            self.experiment.checkpoints.drop(filter(self.stored.stores, self.found))
+        experiment, stored = self.experiment, self.stored
+        if isinstance(experiment.source, TaskSource) and experiment.folder(stored).is_dir():
+            experiment.checkpoints(stored).drop(filter(stored.stores, self.found))
 
     def _under(self, run: Run) -> Run:
         return run.under(self.objective) if self.objective else run
@@ -354,7 +355,9 @@ class Session:
         self._open.enter_context(self.stored)
         if "torch" not in sys.modules:
             self.stored.write_elsewhere()
-        self.objective, trainer = experiment.trainer(specs, self.objective, self._advanced, self.display, self._batch)
+        self.objective, trainer = experiment.trainer(
+            specs, self.stored, self.objective, self._advanced, self.display, self._batch
+        )
         return self._open.enter_context(trainer)
 
     def _advanced(self, spec: RunSpec, step: int, steps: int, loss: float) -> bool:

@@ -13,6 +13,7 @@ from momo_cli.errors import UserError
 from momo_cli.experiment import Display, Experiment
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.optimizers import KNOWN, OptimizerSpec, split_outside_brackets
+from momo_cli.store import StoredRuns
 from momo_cli.training.script import Command, Limits, Reading, ScriptTrainer
 from momo_cli.training.script.command import SCRIPT, placeholders
 
@@ -21,13 +22,8 @@ if TYPE_CHECKING:
     from momo_cli.training.run.record import Watch
 
 _FUNCTION_ONLY = {
-    "together": "auto",
-    "schedule": "constant",
-    "warmup": 0.0,
-    "amp": "off",
-    "clip": None,
-    "checkpoint": None,
-}
+    "together": "auto", "checkpoint": None, "schedule": "constant", "warmup": 0.0, "amp": "off", "clip": None,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +65,7 @@ class ScriptExperiment(Experiment):
     def __post_init__(self) -> None:
         self.reading.check()
         for name, default in _FUNCTION_ONLY.items():
-            given = getattr(self if name in ("together", "checkpoint") else self.settings, name)
+            given = getattr(self if hasattr(self, name) else self.settings, name)
             if given != default:
                 raise UserError(
                     f"--{name} {given} is for tasks that are functions; a script does that by itself, or doesn't.\n"
@@ -118,12 +114,19 @@ class ScriptExperiment(Experiment):
             )
 
     def trainer(
-        self, specs: list[RunSpec], objective: str, watch: Watch, display: Display, batch: int | None
+        self,
+        specs: list[RunSpec],
+        stored: StoredRuns,
+        objective: str,
+        watch: Watch,
+        display: Display,
+        batch: int | None,
     ) -> tuple[str, contextlib.AbstractContextManager[Trains]]:
         """What runs the command; arguments and errors as for :meth:`Experiment.trainer`."""
         self.check_optimizers(specs)
         name = self.settings.objective or objective
-        return name, ScriptTrainer(self.source, self.reading, self.folder, name, self.limits(), watch, display.said)
+        under = self.folder(stored)
+        return name, ScriptTrainer(self.source, self.reading, under, name, self.limits(), watch, display.said)
 
     def limits(self) -> Limits:
         """How many scripts run at once, where, and for how long.

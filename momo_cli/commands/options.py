@@ -84,23 +84,18 @@ StudyOption = Annotated[
         metavar="NAME", help="Name of the study; by default one for each task and settings.", rich_help_panel=_STORE
     ),
 ]
+
+
+def _seconds(help: str) -> Any:
+    return typer.Option(metavar="SECONDS", help=help, rich_help_panel=_TRAINING, show_default=False)
+
+
 TimeoutOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="End a run after this time, as failed; in a stack, after its share of it.",
-        rich_help_panel=_TRAINING,
-        show_default=False,
-    ),
+    float | None, _seconds("End a run after this time, as failed; in a stack, after its share of it.")
 ]
 CheckpointOption = Annotated[
     float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="Keep a checkpoint of each run under way so often, in momo-runs beside the store; runs go on from there.",
-        rich_help_panel=_TRAINING,
-        show_default=False,
-    ),
+    _seconds("Keep a checkpoint of each run under way so often, in momo-runs beside the store; runs go on from there."),
 ]
 
 

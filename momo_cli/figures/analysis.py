@@ -95,11 +95,10 @@ def analyze(runs: Sequence[Run], *, maximize: bool = False, sampled: bool = Fals
 
 
 class _Jackknives:
-    """The curves of a table of runs from all seeds, and from all but each one."""
+    """Figures of a table of runs, with their intervals."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples, self.curves = samples, samples.curves()
-        self._left_out: dict[int, Curves] = {}
 
     def interval(self, figure: Callable[[Curves], float], optimizers: Iterable[str]) -> Interval:
         """A figure with its interval over the seeds, if these are the same at every learning rate of ``optimizers``."""
@@ -108,10 +107,7 @@ class _Jackknives:
         shared = seeds.pop() if len(seeds) == 1 else None
         if shared is None or len(shared) < 2 or not math.isfinite(value):
             return jackknife(value, [])
-        for seed in shared:
-            if seed not in self._left_out:
-                self._left_out[seed] = self.samples.curves(without=seed)
-        return jackknife(value, [figure(self._left_out[seed]) for seed in shared])
+        return jackknife(value, [figure(self.samples.curves(without=seed)) for seed in shared])
 
 
 def value_intervals(runs: Sequence[Run], *, maximize: bool = False) -> dict[str, list[tuple[float, Interval]]]:

@@ -52,6 +52,11 @@ class Cells:
         same = len(self.lrs) > 0 and bool((present == present[0]).all())
         return tuple(np.flatnonzero(present[0]).tolist()) if same else None
 
+    def at(self, lrs: Sequence[float]) -> Cells:
+        """The rows of these learning rates, each of which is here."""
+        rows = np.searchsorted(self.lrs, lrs)
+        return Cells(self.lrs[rows], self.final[rows], self.initial[rows])
+
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
@@ -94,6 +99,7 @@ class Samples:
         self.params = self._best_trials(counted)
         counted = [run for run in counted if run.params == self.params[run.optimizer, run.lr]]
         self.seeds = sorted({run.seed for run in counted})
+        self._curves: dict[int | None, Curves] = {}
         self.cells = {
             optimizer: self._cells([run for run in counted if run.optimizer == optimizer])
             for optimizer in dict.fromkeys(run.optimizer for run in runs)
@@ -146,12 +152,14 @@ class Samples:
         return values
 
     def curves(self, without: int | None = None) -> Curves:
-        """Every optimizer's ``ℓ(η)``, from all seeds or all but one."""
-        left = [i for i in range(len(self.seeds)) if i != without]
-        return Curves(
-            {optimizer: _mean(self.values(optimizer, without), axis=1) for optimizer in self.cells},
-            [optimizer for optimizer, cells in self.cells.items() if np.isfinite(cells.final[:, left]).any()],
-        )
+        """Every optimizer's ``ℓ(η)``, from all seeds or all but one; computed once."""
+        if without not in self._curves:
+            left = [i for i in range(len(self.seeds)) if i != without]
+            self._curves[without] = Curves(
+                {optimizer: _mean(self.values(optimizer, without), axis=1) for optimizer in self.cells},
+                [optimizer for optimizer, cells in self.cells.items() if np.isfinite(cells.final[:, left]).any()],
+            )
+        return self._curves[without]
 
     def _initials(self, without: int | None) -> tuple[float, Array]:
         """ℓ0, and for each seed the ℓ0 of a run that doesn't know its own."""

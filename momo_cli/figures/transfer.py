@@ -63,23 +63,24 @@ class _Varied:
 
     def curves(self, without: int | None = None) -> list[Array | None]:
         """``ℓ`` at each value; None where there is none, as every run diverged."""
-        found: list[Array | None] = []
-        for study in self.studies:
-            place = None if without is None else study.seeds.index(without)
-            curves = study.curves(place)
-            found.append(
-                self._of(study, curves.values[self.name]) if self.lrs and self.name in curves.trained else None
-            )
-        return found
+        return [
+            self.curve(study, without)
+            if self.lrs and self.name in study.curves(_place(study, without)).trained
+            else None
+            for study in self.studies
+        ]
+
+    def curve(self, study: Samples, without: int | None = None) -> Array:
+        """``ℓ`` at one value."""
+        rows = np.searchsorted(study.cells[self.name].lrs, self.lrs)
+        return study.curves(_place(study, without)).values[self.name][rows]
 
     def excess(self, without: int | None = None) -> Array:
         """``(ℓ_v(η) - ℓ*_v) / (ℓ0_v - ℓ*_v)``, a row for each value; 0 where the denominator is not positive."""
         rows = []
         for study in self.studies:
-            place = None if without is None else study.seeds.index(without)
-            curve = self._of(study, study.curves(place).values[self.name])
-            span = study.initial(place) - curve.min()
-            rows.append((curve - curve.min()) / span if span > 0 else np.zeros(len(curve)))
+            curve = self.curve(study, without)
+            rows.append(_share(curve, float(curve.min()), study.initial(_place(study, without))))
         return np.array(rows)
 
     def drift(self, without: int | None = None) -> float:
@@ -94,10 +95,6 @@ class _Varied:
         x = x - x.mean()
         return float((x * (y - y.mean())).sum() / (x * x).sum())
 
-    def _of(self, study: Samples, curve: Array) -> Array:
-        place = {lr: i for i, lr in enumerate(study.cells[self.name].lrs.tolist())}
-        return curve[[place[lr] for lr in self.lrs]]
-
     def _interval(self, value: float, figure: Callable[[int], float], nonnegative: bool = True) -> Interval:
         """A figure with its interval over the seeds, if these are the same at every learning rate and value."""
         seeds = {self._seeds(study) for study in self.studies}
@@ -107,10 +104,19 @@ class _Varied:
         return jackknife(value, [figure(seed) for seed in shared], nonnegative)
 
     def _seeds(self, study: Samples) -> tuple[int, ...] | None:
-        cells = study.cells[self.name]
-        present = ~np.isnan(cells.final[np.isin(cells.lrs, self.lrs)])
-        same = bool((present == present[:1]).all())
-        return tuple(study.seeds[i] for i in np.flatnonzero(present[0])) if same else None
+        columns = study.cells[self.name].at(self.lrs).seeds
+        return None if columns is None else tuple(study.seeds[i] for i in columns)
+
+
+def _place(study: Samples, seed: int | None) -> int | None:
+    """Where a seed that is left out stands in a study."""
+    return None if seed is None else study.seeds.index(seed)
+
+
+def _share(values: Array, best: float, initial: float) -> Array:
+    """How much of the way from the best value to ℓ0 values stay behind; 0 where there is no such way."""
+    span = initial - best
+    return (values - best) / span if span > 0 else np.zeros_like(values)
 
 
 def _optimum(lrs: Sequence[float], curve: Array) -> float:
@@ -129,14 +135,11 @@ def _optimum(lrs: Sequence[float], curve: Array) -> float:
 def _recommended(varied: Sequence[_Varied], found: Sequence[Transfer], studies: Sequence[Samples]) -> str | None:
     """The optimizer of the least worst excess, of those that come near the best of all at the mean over the values."""
     known = [each for each in varied if each.lrs]
-    best = {each.name: [each._of(s, s.curves().values[each.name]).min() for s in studies] for each in known}
+    best = {each.name: np.array([each.curve(study).min() for study in studies]) for each in known}
     near = []
     for each in known:
-        shares = []
-        for i, study in enumerate(studies):
-            least = min(own[i] for own in best.values())
-            span = study.initial() - least
-            shares.append((best[each.name][i] - least) / span if span > 0 else 0.0)
+        least = np.min(list(best.values()), axis=0)
+        shares = [_share(best[each.name][i], least[i], study.initial()) for i, study in enumerate(studies)]
         if math.fsum(shares) / len(shares) <= TOLERANCE and any(curve is not None for curve in each.curves()):
             near.append(each.name)
     worst = {each.optimizer: each.shared.worst.value or 0.0 for each in found if each.shared is not None}

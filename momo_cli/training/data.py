@@ -76,7 +76,7 @@ def batch_size(batch: Any) -> int:
     return next((len(tensor) for tensor in tensors(batch) if tensor.dim()), 1)
 
 
-class Batches:
+class EndlessBatches:
     """The batches of ``train``, pass after pass, and the place in them.
 
     Args:

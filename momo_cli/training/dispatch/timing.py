@@ -14,7 +14,7 @@ import torch
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.task.definition import Task
-from momo_cli.training.data import Batches, generators_restored, move
+from momo_cli.training.data import EndlessBatches, generators_restored, move
 from momo_cli.training.evaluation import Initial, precision, training_losses
 from momo_cli.training.run.clock import Steps, step_times
 from momo_cli.training.run.training_run import TrainingRun
@@ -160,7 +160,7 @@ class _Gradients:
     def __init__(self, task: Task, settings: Settings, device: torch.device) -> None:
         self.task, self.settings, self.device = task, settings, device
         self._left = settings.steps or 0
-        self._batches = Batches(task.train)
+        self._batches = EndlessBatches(task.train)
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
 
     @property

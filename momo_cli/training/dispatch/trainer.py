@@ -75,7 +75,7 @@ class Trainer:
             chunk = waiting[:together] if goes_on is None else list(goes_on.specs)
             keeper = Keeper(self.checkpoints.path(chunk), self.checkpoints.every, goes_on, self.say, self.steps)
             self.begins(chunk)
-            if not goes_on.stacked if goes_on else together == 1:
+            if not (together > 1 if goes_on is None else goes_on.stacked):
                 with restored():
                     run = self._alone(chunk[0], keeper)
                 yield chunk[0], run

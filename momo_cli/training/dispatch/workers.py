@@ -41,8 +41,10 @@ class _Worker:
     at: str = ""  # where its code was then
 
     def limit(self, timeout: float) -> float:
-        """When it is late."""
-        return min(self.began + timeout * len(self.together), self.heard_of + timeout) if self.together else math.inf
+        """When it is to be ended; never where it is at nothing, or has been ended."""
+        if self.late or not self.together:
+            return math.inf
+        return min(self.began + timeout * len(self.together), self.heard_of + timeout)
 
 
 class Workers:
@@ -138,7 +140,7 @@ class Workers:
             return None
         now = time.monotonic()
         for worker in busy:
-            if worker.limit(timeout) <= now and not worker.late:
+            if worker.limit(timeout) <= now:
                 own = len(worker.together) == 1 or now - worker.began > timeout * len(worker.together)
                 worker.late = "run" if own else "step"
                 processes.end([worker.process])

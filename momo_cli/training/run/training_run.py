@@ -11,7 +11,7 @@ from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run
 from momo_cli.task.definition import Builds, Task
 from momo_cli.training.checkpoints import NOT_KEPT, Keeper
-from momo_cli.training.data import Batches, move
+from momo_cli.training.data import EndlessBatches, move
 from momo_cli.training.evaluation import (
     Evaluation,
     Initial,
@@ -74,7 +74,7 @@ class TrainingRun:
             spec, self.steps, objective, initial or measure_initial(task, objective, settings, device)
         )
         self._reader = Reader([self.record], device, watch)
-        self._batches = Batches(task.train, keeps_state)
+        self._batches = EndlessBatches(task.train, keeps_state)
         self.stepper.set_mode(training=True)
 
     @property

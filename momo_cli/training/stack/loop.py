@@ -16,7 +16,7 @@ from momo_cli.processes import Ended
 from momo_cli.runs import Run
 from momo_cli.task.definition import Builds, Task
 from momo_cli.training.checkpoints import NOT_KEPT, Keeper
-from momo_cli.training.data import Batches, Generators, batch_size, move
+from momo_cli.training.data import EndlessBatches, Generators, batch_size, move
 from momo_cli.training.evaluation import Evaluation, Initial, evaluate, measure_initial, objective_name
 from momo_cli.training.model_state import load_numbers, numbers_of
 from momo_cli.training.run.record import Reader, RunRecord, Stopwatch, Watch
@@ -50,7 +50,7 @@ class Seed:
         self.objective = objective_name(task, settings)
         self.steps = task.count_steps(settings.steps, settings.epochs)
         self.initial = initial or measure_initial(task, self.objective, settings, device)
-        self._batches = Batches(task.train, keeps_state)
+        self._batches = EndlessBatches(task.train, keeps_state)
         self._generators = Generators()
 
     def next_batch(self, mark: bool) -> Any:
@@ -66,7 +66,7 @@ class Seed:
         return {"initial": tuple(self.initial), "batches": self._batches.place()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` returned; errors as for :meth:`Batches.go_to`."""
+        """Go on from what :meth:`state` returned; errors as for :meth:`EndlessBatches.go_to`."""
         self._batches.go_to(state["batches"])
         self._generators = Generators()
 
