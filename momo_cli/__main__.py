@@ -16,9 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
     _keep_streams()
     code = run(sys.argv[1:] if arguments is None else arguments)
     if "torch" in sys.modules:
-        from momo_cli.processes import end_children
+        from momo_cli import processes
 
-        end_children()
+        processes.leave()
         # Everything is stored and written by now, and taking torch's modules apart would cost a second.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None where it never was open

@@ -12,12 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from momo_cli import processes
 from momo_cli.errors import UserError
 from momo_cli.plan.grid import RunSpec, run_key
 from momo_cli.plan.settings import Settings
 from momo_cli.runs import Run, check_objective
 from momo_cli.store import Store, StoredRuns, study_key
 from momo_cli.task.loading import TaskSource
+from momo_cli.training.cpu import cores
 
 FOLDER = "momo-runs"
 """The folder beside the store that takes the folders of the studies."""
@@ -161,6 +163,9 @@ class Experiment:
         Raises:
             UserError: The task, an optimizer or a device is wrong.
         """
+        most = min(len(specs), self.jobs or (1 if batch is not None else cores()))
+        if self.device in ("auto", "cpu") and (most > 1 or self.timeout is not None):
+            processes.preload()
         display.doing("loading torch")
         from momo_cli.training.devices import parse_devices
         from momo_cli.training.dispatch.candidates import Resources

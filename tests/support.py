@@ -54,9 +54,10 @@ def wait_for_trials(count: int, seconds: float = 90, url: str = "sqlite:///momo.
 
 
 def children(pid: int) -> list[int]:
-    """The processes that ``pid`` has started."""
+    """The processes that ``pid`` has started, and those that these have."""
     out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(word) for word in out.split()]
+    own = [int(word) for word in out.split()]
+    return own + [grandchild for child in own for grandchild in children(child)]
 
 
 def alive(pid: int) -> bool:

@@ -6,8 +6,10 @@ import contextlib
 import ctypes
 import os
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 _LARGEST_MMAP = 32 << 20  # what glibc allows
@@ -34,6 +36,8 @@ def prepare(device: torch.device, threads: int = 1) -> None:
     if device.type != "cpu":
         return
     if not threads_are_given():
+        import torch
+
         torch.set_num_threads(threads)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another libc

@@ -13,6 +13,7 @@ import torch
 
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
+from momo_cli.processes import can_copy
 from momo_cli.task.definition import Builds, Task
 from momo_cli.training import cpu
 from momo_cli.training.checkpoints import NOWHERE, Checkpoints
@@ -26,7 +27,7 @@ _SIZES = (8, 32, 64, 128, 256)
 _WORTH_STACKING = 1.1  # how much faster than alone a stack must be
 _WORTH_THREADS = 1.1  # how much faster than on one thread several must be
 _COMPUTING = 2e-4  # seconds of a step on a CPU for each operation, above which no stack was faster
-_PROCESS_START = 4.0  # seconds until a new process has imported torch and built a task
+_NEW_PROCESS, _COPIED = 4.0, 1.0  # seconds until a process has torch and has built a task
 _LITTLE, _SHARE = 1.0, 0.1  # seconds, or this share of the work, that timing may take
 _TRIFLE = 1.0  # seconds of work below which nothing is worth timing
 
@@ -208,6 +209,7 @@ def _timed(allowed: Sequence[Candidate], work: Work) -> list[Candidate]:
     times = work.times
     of_size = _time_sizes(list(dict.fromkeys(candidate.together for candidate in allowed)), work)
     best = min(of_size, key=of_size.__getitem__)
+    a_process = _COPIED if work.device.type == "cpu" and can_copy() else _NEW_PROCESS
     timed: list[Candidate] = []
     for candidate in sorted(allowed, key=lambda candidate: candidate.threads):
         if candidate.together not in of_size:
@@ -219,7 +221,7 @@ def _timed(allowed: Sequence[Candidate], work: Work) -> list[Candidate]:
             if candidate.together != best or hoped > min(other.seconds for other in timed):
                 continue
             step = times.on_threads(candidate.threads, best, step)
-        start = _PROCESS_START if candidate.processes > 1 else 0.0
+        start = 0.0 if candidate.processes == 1 else a_process
         seconds = worth * step * work.steps / candidate.processes + start
         timed.append(dataclasses.replace(candidate, step=step, seconds=seconds))
     return timed

@@ -164,9 +164,8 @@ class Workers:
         # Not a daemon: the user's DataLoader may have workers of its own. It ends with its parent all the same, when
         # the pipe that it listens to is closed.
         device = self._free_devices.pop(0)
-        self._workers.append(
-            _Worker(device, *processes.start(_work, self._source, self._settings, device, self._resources.checkpoints))
-        )
+        arguments = (self._source, self._settings, device, self._resources.checkpoints)
+        self._workers.append(_Worker(device, *processes.start(_work, *arguments, copied=device == "cpu")))
         return self._workers[-1]
 
     def _bury(

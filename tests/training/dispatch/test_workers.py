@@ -6,7 +6,9 @@ import json
 import os
 import re
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from support import TASK, alive, children, wait_for_trials
@@ -94,3 +96,30 @@ def test_ctrl_c_ends_all_workers_and_stores_what_finished(momo_process, momo, fo
     assert 0 < stored < 80
     _, out, _ = momo("list")
     assert re.search(rf"mymodule:build +{stored} ", out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each worker is a new process")
+def test_workers_are_copies_and_go_on_without_their_original(momo_process, momo, folder):
+    """They find what a new process would, the original's end costs no run, and nothing of it is left."""
+    (folder / "mymodule.py").write_text(
+        TASK.replace("    return model", "    print(os.getppid(), 'in', os.getcwd()); return model").replace(
+            "import torch", "import os, time, torch"
+        )
+        + "\n_build = build\ndef build(seed):\n    time.sleep(0.2)\n    return _build(seed)\n"
+    )
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    process = momo_process(
+        *("sweep", "mymodule", "--lrs", "1e-3:0.1:12", "--together", "off", "--jobs", "2", "--json", "-"),
+        env={"TMPDIR": str(temporary)},
+    )
+    wait_for_trials(3)
+    (original,) = (pid for pid in children(process.pid) if children(pid))
+    assert "momo_cli.training.dispatch.preloaded" in Path(f"/proc/{original}/cmdline").read_text()
+    workers = children(original)
+    os.kill(original, signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert {run["status"] for run in json.loads(out)["runs"]} == {"ok"}
+    assert f"{original} in {folder}" in err.splitlines()
+    assert not any(map(alive, workers)) and not list(temporary.glob("pymp*"))
