@@ -126,7 +126,7 @@ def end_children() -> None:
 
 
 def leave() -> None:
-    """End every process that is still there, and delete what Python would at an end that the command doesn't wait for."""
+    """End every process that is still there, and delete what Python would at its own end."""
     end_children()
     if _preloading_in:
         shutil.rmtree(util.get_temp_dir(), ignore_errors=True)

@@ -61,7 +61,8 @@ class MatrixPasses:
                 continue
             matrices = [full(self.members.states[i][name]).flatten(1) for i in there]
             d = matrices[0] if len(there) == 1 else torch.stack(matrices)
-            u = direction.direction([d], d)
+            with torch.autocast(d.device.type, enabled=False):  # a step within autocast is no other
+                u = direction.direction([d], d)
             self._kept.append((there, u))
             # Nothing cancels in this sum, so rows may be summed in single precision.
             product = torch.mul(d, u, out=self._scratch.get("work", d.numel(), d.dtype, d.device).view(d.shape))

@@ -15,8 +15,22 @@ from torch import Tensor
 
 import momo
 
-METHODS = [(momo.Momo, {"lr": 1.0}), (momo.MomoAdam, {"lr": 1e-2})]
-both = pytest.mark.parametrize("method", METHODS, ids=["Momo", "MomoAdam"])
+
+class Muon(momo.MomoMuon):
+    """Of a model's parameters, or of the groups that a framework makes of them: each group's matrices apart."""
+
+    def __init__(self, params: Iterable[Any], **options: Any) -> None:
+        params = list(params)
+        groups = []
+        for group in params if isinstance(params[0], dict) else [{"params": params}]:
+            for matrices in (True, False):
+                some = [p for p in group["params"] if (p.dim() > 1) is matrices]
+                groups += [{**group, "params": some, "matrices": matrices}] if some else []
+        super().__init__(groups, **options)
+
+
+METHODS = [(momo.Momo, {"lr": 1.0}), (momo.MomoAdam, {"lr": 1e-2}), (Muon, {"lr": 0.02})]
+each = pytest.mark.parametrize("method", METHODS, ids=["Momo", "MomoAdam", "MomoMuon"])
 BATCHES, SIZE = 10, 4
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from integrations.loops import Run, both, make_loader, make_model, mse, needs, spoil, watch, windows
+from integrations.loops import Run, each, make_loader, make_model, mse, needs, spoil, watch, windows
 
 import momo
 
@@ -50,7 +50,7 @@ class Loop:
         return self
 
 
-@both
+@each
 @pytest.mark.parametrize("length", [1, 4])
 @pytest.mark.parametrize(
     "options, clip, plain",
@@ -62,14 +62,14 @@ def test_loop(method, length, options, clip, plain):
     Run(method, windows(length), divisor=length, **plain).check(loop.seen, loop.model)
 
 
-@both
+@each
 @pytest.mark.parametrize("length", [1, 2])
 def test_scaled_gradients_with_a_skipped_step(method, length):
     loop = Loop(method, gradient_accumulation_steps=length, scale=256.0).train(spoilt=2 * length - 1, clip=0.1)
     Run(method, windows(length), divisor=length, scale=256.0, spoilt=1, clip=0.1).check(loop.seen, loop.model)
 
 
-@both
+@each
 def test_resumed(method, tmp_path):
     whole = Loop(method, gradient_accumulation_steps=4).train()
     whole.accelerator.save_state(tmp_path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from integrations.loops import METHODS, Run, both, make_model, mse, spoil, watch, windows
+from integrations.loops import METHODS, Run, each, make_model, mse, spoil, watch, windows
 
 
-@both
+@each
 @pytest.mark.parametrize("autocast", [None, torch.float16])
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_skipped_step(method, autocast, length, reset):
     expected.check(seen, model)
 
 
-@both
+@each
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_recorded_before_the_gradients_are_reset(method, set_to_none):
     """The loss is kept for the backward pass that follows, and dropped if none does or if the step is left out."""

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from integrations.loops import Run, both, make_loader, make_model, mse, needs, spoil, watch, windows
+from integrations.loops import Run, each, make_loader, make_model, mse, needs, spoil, watch, windows
 
 import momo
 
@@ -67,7 +67,7 @@ def half(scale):
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
 
 
-@both
+@each
 @pytest.mark.parametrize("callback", [False, True])
 @pytest.mark.parametrize(
     "options, plain",
@@ -84,7 +84,7 @@ def test_automatic(method, callback, options, plain):
     Run(method, windows(1), **plain).check(module.seen, module.model)
 
 
-@both
+@each
 @pytest.mark.parametrize("clip", [None, 0.1])
 def test_accumulation(method, clip):
     module = Automatic(method)
@@ -92,21 +92,21 @@ def test_accumulation(method, clip):
     Run(method, windows(4), divisor=4, clip=clip).check(module.seen, module.model)
 
 
-@both
+@each
 def test_float16_with_a_skipped_step(method):
     module = Automatic(method, spoilt=5)
     fit(module, plugins=[half(256.0)], callbacks=[RecordLoss()], gradient_clip_val=0.1)
     Run(method, windows(1), autocast=torch.float16, scale=256.0, spoilt=5, clip=0.1).check(module.seen, module.model)
 
 
-@both
+@each
 def test_float16_with_accumulation_and_a_skipped_step(method):
     module = Automatic(method, spoilt=3)
     fit(module, plugins=[half(256.0)], callbacks=[RecordLoss()], accumulate_grad_batches=2)
     Run(method, windows(2), divisor=2, autocast=torch.float16, scale=256.0, spoilt=1).check(module.seen, module.model)
 
 
-@both
+@each
 @pytest.mark.parametrize("length", [1, 5])
 def test_recorded_in_training_step(method, length):
     module = Automatic(method, record=True)
@@ -114,7 +114,7 @@ def test_recorded_in_training_step(method, length):
     Run(method, windows(length), divisor=length).check(module.seen, module.model)
 
 
-@both
+@each
 def test_recorded_in_training_step_with_a_skipped_step(method):
     module = Automatic(method, record=True, spoilt=5)
     fit(module, plugins=[half(256.0)])
@@ -137,7 +137,7 @@ def test_what_would_be_another_loss_is_refused():
         assert "\n" not in str(error.value)
 
 
-@both
+@each
 def test_resumed(method, tmp_path):
     def options():
         return {"accumulate_grad_batches": 4, "callbacks": [RecordLoss()]}
@@ -215,7 +215,7 @@ def by_closure(module, optimizer, batch):
     optimizer.step(closure=closure)
 
 
-@both
+@each
 @pytest.mark.parametrize("step", [by_record_loss, by_its_method, given_to_step, by_callback, by_closure])
 def test_manual(method, step):
     module = Manual(method, step)
@@ -223,7 +223,7 @@ def test_manual(method, step):
     Run(method, windows(1)).check(module.seen, module.model)
 
 
-@both
+@each
 @pytest.mark.parametrize("step", [by_record_loss, given_to_step, by_callback])
 def test_manual_in_float16_with_a_skipped_step(method, step):
     module = Manual(method, step, spoilt=5)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from integrations.loops import METHODS, Run, both, needs, watch, windows
+from integrations.loops import METHODS, Run, each, needs, watch, windows
 
 needs("transformers")
 needs("accelerate")
@@ -68,7 +68,7 @@ def trained(method, folder, *, trainer=Trainer, model=None, resume=None, **optio
     return done
 
 
-@both
+@each
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize(
     "options, plain",
@@ -83,7 +83,7 @@ def test_trainer(method, length, options, plain, tmp_path):
     )
 
 
-@both
+@each
 def test_before_a_trainer_that_computes_its_own_loss(method, tmp_path):
     class Doubled(transformers.Trainer):
         def __init__(self, **kwargs):
@@ -114,7 +114,7 @@ def order(done):
     return [texts.index(x.tolist()) for batch in done.batches for x in batch["input_ids"]]
 
 
-@both
+@each
 def test_resumed(method, tmp_path):
     options = {"num_train_epochs": 2, "gradient_accumulation_steps": 3, "save_strategy": "steps", "save_steps": 2}
     whole = trained(method, tmp_path / "whole", **options)
@@ -136,7 +136,7 @@ def test_another_optimizer_is_refused(tmp_path):
         trained((torch.optim.SGD, {"lr": 0.1}), tmp_path)
 
 
-@both
+@each
 @pytest.mark.parametrize("length", [1, 3])
 def test_peft(method, length, tmp_path):
     needs("peft")
