@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 _BATCH = {"cpu": 1 << 18}
 _ELSEWHERE = 1 << 24
 _ALONE = {"cpu": 1 << 16}
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """A step that is taken within autocast, as in Lightning's manual optimization, is no other than outside."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 class MatrixPasses:
@@ -61,7 +69,7 @@ class MatrixPasses:
                 continue
             matrices = [full(self.members.states[i][name]).flatten(1) for i in there]
             d = matrices[0] if len(there) == 1 else torch.stack(matrices)
-            with torch.autocast(d.device.type, enabled=False):  # a step within autocast is no other
+            with _without_autocast(d.device.type):
                 u = direction.direction([d], d)
             self._kept.append((there, u))
             # Nothing cancels in this sum, so rows may be summed in single precision.
