@@ -19,7 +19,10 @@ from typing import Any
 _PATIENCE = 1.0  # seconds a process has to end when told to
 _PRELOADED = "momo_cli.training.dispatch.preloaded"
 
+_MORE = "MOMO_PRELOADS_MORE"  # the environment variable that names the pipe by which a process that preloads is told
+
 _preloading_in: list[Any] = []  # the surroundings of the process that preloads, once there is one
+_untold: list[int] = []  # the pipe, until it is told
 
 
 class Ended(SystemExit):
@@ -30,16 +33,44 @@ def preload() -> None:
     """Have a process load torch from now on, so that :func:`start` can make copies of it.
 
     A copy is there at once, where a new process takes five seconds to load torch and its compiler, which torch's first
-    optimizer imports. Only on Linux: elsewhere there is no ``fork``, or Apple's libraries don't bear it.
+    optimizer imports; the process waits with that until :func:`preload_compiler` or the first copy. Only on Linux:
+    elsewhere there is no ``fork``, or Apple's libraries don't bear it.
     """
     if sys.platform != "linux" or _preloading_in:
         return
     from multiprocessing import forkserver
 
     with contextlib.suppress(OSError), _interrupts_ignored(), _without_main():
+        pipe = os.path.join(util.get_temp_dir(), "more")
+        os.mkfifo(pipe)
+        # Open for reading, too: so it opens at once, and what is written stays until the other end reads it.
+        _untold.append(os.open(pipe, os.O_RDWR))
         forkserver.set_forkserver_preload([_PRELOADED])
-        forkserver.ensure_running()
+        os.environ[_MORE] = pipe
+        try:
+            forkserver.ensure_running()
+        finally:
+            del os.environ[_MORE]
         _preloading_in.append(_surroundings())
+
+
+def preload_compiler(wanted: bool = True) -> None:
+    """Have the process that preloads load torch's compiler, too, or not; what it is told first holds."""
+    if _untold:
+        os.write(_untold.pop(), b"1" if wanted else b"0")
+
+
+def compiler_wanted() -> bool:
+    """In the process that preloads: whether to load torch's compiler; returns when the command has said it or ended."""
+    name = os.environ.get(_MORE, "")
+    try:
+        pipe = os.open(name, os.O_RDONLY | os.O_NONBLOCK)  # without blocking, it opens also where the command has ended
+        os.unlink(name)
+    except OSError:  # the command has ended, and has taken its files away
+        return False
+    os.set_blocking(pipe, True)
+    with open(pipe, "rb", buffering=0) as told:
+        return told.read(1) == b"1"
 
 
 def can_copy() -> bool:
@@ -68,6 +99,7 @@ def start(
     ``copied`` it is a copy of the one that preloads, where it can be; such a process must not use a GPU.
     """
     if copied and can_copy():
+        preload_compiler(False)
         with contextlib.suppress(OSError, EOFError):  # the system has ended the one that preloads
             return _start("forkserver", target, arguments, daemon)
     return _start("spawn", target, arguments, daemon)

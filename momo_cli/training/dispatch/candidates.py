@@ -13,7 +13,7 @@ import torch
 
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
-from momo_cli.processes import can_copy
+from momo_cli.processes import can_copy, preload_compiler
 from momo_cli.task.definition import Builds, Task
 from momo_cli.training import cpu
 from momo_cli.training.checkpoints import NOWHERE, Checkpoints
@@ -132,10 +132,18 @@ class Work:
         """Whether steps of one run keep the device busy, so that a stack, which saves launches, would gain nothing."""
         return self.device.type == "cpu" and self.times.gradient > _COMPUTING * self.times.operations
 
-    def needs_no_optimizer(self) -> bool:
-        """Whether a stack makes none of torch's optimizers: the first takes a second, as torch imports its compiler."""
-        specs = {group_key(spec): spec for spec in self.specs}.values()
-        return "torch._dynamo" not in sys.modules and all(map(is_vectorized, specs))
+    @functools.cached_property
+    def vectorized(self) -> bool:
+        """Whether a stack steps every optimizer without making it."""
+        return all(map(is_vectorized, {group_key(spec): spec for spec in self.specs}.values()))
+
+    def needs_compiler(self, candidate: Candidate) -> bool:
+        """Whether it makes one of torch's optimizers: the first takes seconds, in which torch loads its compiler."""
+        return candidate.together == 1 or not self.vectorized
+
+    def spares_compiler(self) -> bool:
+        """Whether a stack, even of one run, spares this process torch's compiler."""
+        return self.vectorized and "torch._dynamo" not in sys.modules
 
     def why_no_stack(self) -> str:
         """A line for the user where a trial step says that the task can't be trained together; empty where it can.
@@ -167,16 +175,18 @@ def choose(work: Work) -> tuple[Candidate, list[str]]:
     may_stack = allowed[0].together < allowed[-1].together
     # One run, too, goes into a stack where that saves making an optimizer.
     one = work.device.type == "cpu" and work.resources.together == "auto" and stackable(work.specs, work.settings)
-    if len(allowed) == 1 and not (one and work.needs_no_optimizer()):
+    if len(allowed) == 1 and not (one and work.spares_compiler()):
         return allowed[0], lines
     if work.times.gradient * work.steps < _TRIFLE:
-        stack = (may_stack or one) and work.needs_no_optimizer() and not work.why_no_stack()
+        stack = (may_stack or one) and work.spares_compiler() and not work.why_no_stack()
         return (dataclasses.replace(allowed[0], together=max(2, allowed[-1].together)) if stack else allowed[0]), lines
     if may_stack and work.computes():
         allowed = [candidate for candidate in allowed if candidate.together == 1]
     elif may_stack:
         allowed, lines = _without_refused(allowed, work)
         may_stack = not lines
+    if all(map(work.needs_compiler, allowed)):
+        preload_compiler()
     best = min(_timed(allowed, work), key=lambda candidate: candidate.seconds)
     if may_stack and best.together == 1:
         lines.append("Runs are trained one after another: training them together is no faster here.")
@@ -233,16 +243,19 @@ def _time_sizes(sizes: Sequence[int], work: Work) -> dict[int, float]:
     if len(sizes) == 1:
         return {sizes[0]: floor}
     found: dict[int, float] = {}
-    end = time.perf_counter() + max(_LITTLE, _SHARE * floor * work.steps)
+    left = max(_LITTLE, _SHARE * floor * work.steps)
     for size in sizes[1:]:
+        begin = time.perf_counter()
         try:
-            step = work.times.stack(size, end - time.perf_counter())
+            step = work.times.stack(size, left)
         except (CannotStack, torch.OutOfMemoryError):
             break
+        left -= time.perf_counter() - begin
         if step is None or step > min(found.values(), default=math.inf):
             break
         found[size] = step
-        if step > 1.5 * floor and step > 1.5 * work.times.alone:
+        # The first comparison spares the second, for which torch's first optimizer may have to be made.
+        if step > 2 * floor and step > 1.5 * work.times.alone:
             break
     # A run alone takes longer than its gradient: a stack that is faster than that needs no comparison with optimizers.
     least = min(found.values(), default=math.inf) * _WORTH_STACKING

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from momo_cli import processes
 from momo_cli.plan.grid import RunSpec
 from momo_cli.plan.settings import Settings
 from momo_cli.process_state import restored
@@ -101,6 +102,8 @@ class Executor:
         work = Work(self._built, specs, self.settings, self.resources, self._batch)
         with restored():
             self.chosen, lines = choose(work)
+        if work.needs_compiler(self.chosen):
+            processes.preload_compiler()
         for line in lines:
             self.say(line)
         return self.chosen

@@ -98,13 +98,16 @@ def test_ctrl_c_ends_all_workers_and_stores_what_finished(momo_process, momo, fo
     assert re.search(rf"mymodule:build +{stored} ", out)
 
 
+PRINTING = """\
+    print(f"{os.getppid()} in {os.getcwd()}, compiler: {'torch._dynamo' in sys.modules}")
+    return model"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each worker is a new process")
 def test_workers_are_copies_and_go_on_without_their_original(momo_process, momo, folder):
     """They find what a new process would, the original's end costs no run, and nothing of it is left."""
     (folder / "mymodule.py").write_text(
-        TASK.replace("    return model", "    print(os.getppid(), 'in', os.getcwd()); return model").replace(
-            "import torch", "import os, time, torch"
-        )
+        TASK.replace("    return model", PRINTING).replace("import torch", "import os, sys, time, torch")
         + "\n_build = build\ndef build(seed):\n    time.sleep(0.2)\n    return _build(seed)\n"
     )
     temporary = folder / "temporary"
@@ -121,5 +124,19 @@ def test_workers_are_copies_and_go_on_without_their_original(momo_process, momo,
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert {run["status"] for run in json.loads(out)["runs"]} == {"ok"}
-    assert f"{original} in {folder}" in err.splitlines()
+    assert f"{original} in {folder}, compiler: True" in err.splitlines()
     assert not any(map(alive, workers)) and not list(temporary.glob("pymp*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each worker is a new process")
+def test_copies_that_train_stacks_do_without_torchs_compiler(momo_process, folder):
+    """It takes seconds to load, and only the optimizers that runs alone make need it."""
+    (folder / "mymodule.py").write_text(
+        TASK.replace("    return model", PRINTING).replace("import torch", "import os, sys, torch")
+    )
+    grid = ("--lrs", "1e-3:0.1:8", "--together", "4", "--jobs", "2")
+    process = momo_process("sweep", "mymodule", *grid, "--json", "-")
+    _, err = process.communicate(timeout=120)
+    builds = [line for line in err.splitlines() if ", compiler: " in line]
+    assert process.returncode == 0 and len(builds) >= 3, err
+    assert all(line.endswith("compiler: False") for line in builds), err
