@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -98,22 +99,27 @@ def test_ctrl_c_ends_all_workers_and_stores_what_finished(momo_process, momo, fo
     assert re.search(rf"mymodule:build +{stored} ", out)
 
 
+@pytest.fixture
+def temporary():
+    """A folder with a short name: those of sockets in it are limited."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
 PRINTING = """\
     print(f"{os.getppid()} in {os.getcwd()}, compiler: {'torch._dynamo' in sys.modules}")
     return model"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each worker is a new process")
-def test_workers_are_copies_and_go_on_without_their_original(momo_process, momo, folder):
+def test_workers_are_copies_and_go_on_without_their_original(momo_process, folder, temporary):
     """They find what a new process would, the original's end costs no run, and nothing of it is left."""
     (folder / "mymodule.py").write_text(
         TASK.replace("    return model", PRINTING).replace("import torch", "import os, sys, time, torch")
         + "\n_build = build\ndef build(seed):\n    time.sleep(0.2)\n    return _build(seed)\n"
     )
-    temporary = folder / "temporary"
-    temporary.mkdir()
     process = momo_process(
-        *("sweep", "mymodule", "--lrs", "1e-3:0.1:12", "--together", "off", "--jobs", "2", "--json", "-"),
+        *("sweep", "mymodule", "--lrs", "1e-3:0.1:40", "--together", "off", "--jobs", "2", "--json", "-"),
         env={"TMPDIR": str(temporary)},
     )
     wait_for_trials(3)
