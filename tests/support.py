@@ -4,6 +4,7 @@ import math
 import random
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import optuna
@@ -64,6 +65,16 @@ def alive(pid: int) -> bool:
     """Whether the process runs; one that has ended and that nobody has asked for yet (Z) doesn't."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return bool(state) and not state.startswith("Z")
+
+
+def left_running(pids: Iterable[int], seconds: float = 3.0) -> list[int]:
+    """Those that still run after ``seconds``: on a busy machine a process that is killed takes its time to end."""
+    end = time.monotonic() + seconds
+    running = [pid for pid in pids if alive(pid)]
+    while running and time.monotonic() < end:
+        time.sleep(0.05)
+        running = [pid for pid in running if alive(pid)]
+    return running
 
 
 DEFAULTS = {"momo": 1.0, "momo-adam": 1e-2, "sgd-m": 1.0, "adam": 1e-3}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from support import ROOT, alive, children, wait_for_trials
+from support import ROOT, alive, children, left_running, wait_for_trials
 
 from momo_cli.runs import Run
 from momo_cli.store import holder, study_key
@@ -225,7 +225,7 @@ def test_four_processes_of_which_one_is_killed_end_with_the_same_table(short, mo
     # A run that the killed process was at was begun twice. The task that a process builds to check it is its first run.
     assert 24 <= len((short / "trained").read_text().splitlines()) <= 24 + 4 + 2
     time.sleep(1)
-    assert not any(map(alive, others))
+    assert not left_running(others)
 
 
 def test_work_takes_part_in_what_is_open(short, momo_process, momo):
@@ -249,7 +249,7 @@ def test_a_signal_ends_it_as_ctrl_c_does(short, momo_process, sign):
     process.send_signal(sign)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Interrupted" in err and "Traceback" not in err
-    assert not any(map(alive, others))
+    assert not left_running(others)
     states = collections.Counter(trial.state.name for trial in trials())
     assert states["RUNNING"] == 0 and states["WAITING"] + states["COMPLETE"] == 24
 
@@ -264,4 +264,4 @@ def test_workers_end_with_a_command_that_is_killed(short, momo_process):
     deadline = time.time() + 10
     while any(map(alive, others)) and time.time() < deadline:
         time.sleep(0.1)
-    assert len(others) >= 3 and not any(map(alive, others))
+    assert len(others) >= 3 and not left_running(others)

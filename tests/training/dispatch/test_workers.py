@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import TASK, alive, children, wait_for_trials
+from support import TASK, alive, children, left_running, wait_for_trials
 
 GRID = ("sweep", "mymodule", "--lrs", "0.01,0.03,0.1,0.3", "-o", "momo,adam")
 
@@ -92,7 +92,7 @@ def test_ctrl_c_ends_all_workers_and_stores_what_finished(momo_process, momo, fo
     assert process.returncode == 130 and "Traceback" not in err
     while time.time() < begin + 3 and any(map(alive, workers)):
         time.sleep(0.05)
-    assert len(workers) >= 2 and not any(map(alive, workers))
+    assert len(workers) >= 2 and not left_running(workers)
     stored = int(re.search(r"(\d+) of 80 runs are stored", err)[1])
     assert 0 < stored < 80
     _, out, _ = momo("list")
@@ -131,7 +131,7 @@ def test_workers_are_copies_and_go_on_without_their_original(momo_process, folde
     assert process.returncode == 0, err
     assert {run["status"] for run in json.loads(out)["runs"]} == {"ok"}
     assert f"{original} in {folder}, compiler: True" in err.splitlines()
-    assert not any(map(alive, workers)) and not list(temporary.glob("pymp*"))
+    assert not left_running(workers) and not list(temporary.glob("pymp*"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each worker is a new process")

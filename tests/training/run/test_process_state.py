@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import torch  # noqa: F401  # forks have it then
-from support import alive, wait_for_trials
+from support import left_running, wait_for_trials
 
 TASK = """
 import os, signal, sys, torch
@@ -90,7 +90,7 @@ def sweep(folder, momo_process):
         listed = subprocess.run(
             ["ps", "-o", "pid=", "-g", str(process.pid)], capture_output=True, text=True
         ).stdout.split()
-        assert not any(alive(int(pid)) for pid in listed)
+        assert not left_running(map(int, listed))
         assert "momo_cli" not in wrong
         assert "printed" not in said
         return {(run["optimizer"], run["lr"], run["seed"]): run for run in json.loads(said)["runs"]}
