@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import left_running
+from support import alive
 
 SCRIPT = """
 import json, os, sys
@@ -158,7 +158,7 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(momo, momo_p
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "2 of 4 runs are stored" in err, err
-    assert not left_running(map(int, Path("started.txt").read_text().split()))
+    assert not any(alive(int(pid)) for pid in Path("started.txt").read_text().split())
     Path("go").touch()
     assert momo(*ask)[0] == 0 and starts() == 6
 

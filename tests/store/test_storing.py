@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from support import TASK, alive, children, wait_for_trials
+from support import TASK, children, left_running, wait_for_trials
 
 from momo_cli.errors import UserError
 from momo_cli.runs import Run
@@ -76,10 +76,7 @@ def test_killed_in_the_middle_it_leaves_no_process_and_keeps_what_was_stored(fol
     assert others
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=10)
-    deadline = time.time() + 5
-    while any(map(alive, others)) and time.time() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, others))
+    assert not left_running(others, seconds=5)
     code, out, _ = momo("list")
     assert code == 0 and int(out.split("mymodule:build")[1].split()[0]) >= 3
 

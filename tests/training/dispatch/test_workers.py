@@ -8,11 +8,10 @@ import re
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
-from support import TASK, alive, children, left_running, wait_for_trials
+from support import TASK, children, left_running, wait_for_trials
 
 GRID = ("sweep", "mymodule", "--lrs", "0.01,0.03,0.1,0.3", "-o", "momo,adam")
 
@@ -86,12 +85,9 @@ def test_ctrl_c_ends_all_workers_and_stores_what_finished(momo_process, momo, fo
     )
     wait_for_trials(3)
     workers = children(process.pid)
-    begin = time.time()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
-    while time.time() < begin + 3 and any(map(alive, workers)):
-        time.sleep(0.05)
     assert len(workers) >= 2 and not left_running(workers)
     stored = int(re.search(r"(\d+) of 80 runs are stored", err)[1])
     assert 0 < stored < 80

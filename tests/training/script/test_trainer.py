@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, left_running
+from support import ROOT, alive
 
 from momo_cli.plan import OptimizerSpec, RunSpec
 from momo_cli.training.script import Command, Reading, ScriptTrainer
@@ -178,7 +178,7 @@ def test_a_script_that_hangs_and_ignores_sigterm_ends_with_its_children(environm
     run = one(HANGS % line, limits=Limits(timeout=3))
     assert run.status == status and run.seconds < 50
     assert status == "diverged" or "--timeout 3 s" in run.error
-    assert len(started()) == 3 and not left_running(started())
+    assert len(started()) == 3 and not any(map(alive, started()))
 
 
 def test_children_that_a_script_leaves_behind_are_ended(environment):
@@ -187,7 +187,7 @@ def test_children_that_a_script_leaves_behind_are_ended(environment):
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
         "open('pids', 'w').write(str(child.pid)); print('{\"loss\": 1}')"
     )
-    assert run.status == "ok" and started() and not left_running(started())
+    assert run.status == "ok" and started() and not any(map(alive, started()))
 
 
 def test_much_output(environment):
@@ -277,7 +277,7 @@ def test_an_interrupt_leaves_nothing_running(environment, numbers):
     out, err = process.communicate(timeout=60)
     assert ("KeyboardInterrupt" in err) == (numbers != [signal.SIGKILL])
     assert ("Ending 2 scripts" in out) == (len(numbers) > 1)
-    assert time.monotonic() - begin < 9 and not left_running(started())
+    assert time.monotonic() - begin < 9 and not any(map(alive, started()))
 
 
 def test_claims_devices_and_jobs(environment):
